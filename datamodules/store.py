@@ -1,0 +1,232 @@
+"""A store of ready arrays: one safetensors file a study, built once, resumable, read through memory mapping.
+
+An item counts only under its final name, which it gets after it was written wholly; a build that was killed goes on
+with what is missing. An item carries a key made of the preprocessor's settings and the study's files, so that a
+changed file or setting makes a new item.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.faults import Fault
+from datamodules.study import DataFault, Study
+
+if TYPE_CHECKING:
+    from datamodules.report_datamodule import Preprocessor
+
+_FORMAT = 1  # raise when an item's meaning changes
+Inspect = Callable[[Study], tuple[Study, list[Fault]]]
+
+
+class Store:
+    """Ready arrays of studies, for one preprocessor's settings.
+
+    Args:
+        parent: Folder below which the store's own folder lies.
+        settings: All that the arrays depend on besides the studies' files; names the store's folder.
+
+    Attributes:
+        folder: The store's own folder, `<parent>/<fingerprint>`.
+    """
+
+    def __init__(self, parent: Path, settings: dict[str, Any]) -> None:
+        self.settings = json.dumps({"format": _FORMAT, **settings}, sort_keys=True)
+        self.folder = parent / hashlib.sha256(self.settings.encode()).hexdigest()[:16]
+
+    def path(self, study: Study) -> Path:
+        """Where the study's item lies, or would lie."""
+        return self.folder / f"{quote(study.id, safe=' ')}.safetensors"
+
+    def holds(self, study: Study) -> bool:
+        """Whether there is an item, without asking whether its files have changed since."""
+        return self.path(study).is_file()
+
+    def load(self, study: Study) -> dict[str, np.ndarray]:
+        """The arrays.
+
+        Raises:
+            DataFault: There is no item, or it cannot be read.
+        """
+        path = self.path(study)
+        try:
+            with safe_open(path, framework="np") as item:
+                return {name: item.get_tensor(name) for name in item.keys()}  # noqa: SIM118  # no mapping
+        except FileNotFoundError:
+            raise DataFault(f"{path}: {study.id} is not in the store; prepare the data first") from None
+        except SafetensorError as error:
+            raise DataFault(f"{path}: cannot be read ({error}); delete it and prepare the data again") from None
+
+    def key(self, study: Study) -> str:
+        """Of the settings and of what the study's files hold."""
+        files = {name: _trace(file) for name, file in sorted(study.files.items())}
+        return hashlib.sha256(json.dumps([self.settings, study.id, files]).encode()).hexdigest()
+
+    def ready(self, study: Study) -> list[Fault] | None:
+        """The faults noted when the item was made; `None` when there is no item or its files have changed since."""
+        with suppress(SafetensorError, OSError), safe_open(self.path(study), framework="np") as item:
+            notes = item.metadata() or {}
+            if notes.get("key") == self.key(study):
+                return [Fault(**fault) for fault in json.loads(notes["faults"])]
+        return None
+
+    def build(
+        self,
+        studies: Sequence[Study],
+        preprocessor: Preprocessor,
+        inspect: Inspect,
+        workers: int = 0,
+        title: str = "preparing",
+        progress: bool = True,
+    ) -> list[Fault]:
+        """Makes every item that is not there yet; good items stay whatever happens to others.
+
+        Args:
+            studies: Studies without pixels.
+            preprocessor: Makes the arrays.
+            inspect: Reads a study's pixels and says what is wrong with it.
+            workers: Processes that work side by side; 0 works in this one.
+            title: Stands before the progress bar.
+            progress: Show the bar.
+
+        Returns:
+            What is wrong with the studies, those made earlier included. A study with a fatal fault has no item.
+
+        Raises:
+            OSError: The folder cannot be written, or the disk is full.
+        """
+        faults: list[Fault] = []
+        missing: list[Study] = []
+        for study in studies:
+            noted = self.ready(study)
+            faults += noted or []
+            if noted is None:
+                missing.append(study)
+        if not missing:
+            return faults
+        self._open_folder()
+        loader = DataLoader(_Items(self, missing, preprocessor, inspect), batch_size=None, num_workers=workers)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns, disable=not progress) as bar:
+            task = bar.add_task(title, total=len(missing))
+            for count, made in enumerate(loader, start=1):
+                if made.error is not None:
+                    raise OSError(made.errno, made.error)
+                faults += made.faults
+                bar.advance(task)
+                if count == 1:
+                    self._check_space(made.size, len(missing) - 1)
+        return faults
+
+    def _open_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "settings.json").write_text(self.settings + "\n", encoding="utf-8")
+            for left in self.folder.glob(".*.partial"):
+                if not _alive(int(left.suffixes[-2][1:])):
+                    left.unlink(missing_ok=True)
+        except OSError as error:
+            advice = "set data.store to a folder that can be written, or data.store=null to do without"
+            raise OSError(error.errno, f"{self.folder}: {error.strerror}; {advice}") from None
+
+    def _check_space(self, size: int, items: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if size * items > free:
+            need = f"the store needs {size * items / 1e9:.1f} GB more, the disk has {free / 1e9:.1f} GB"
+            raise OSError(errno.ENOSPC, f"{self.folder}: {need}; free some space or set data.store elsewhere")
+
+    def write(self, study: Study, arrays: dict[str, np.ndarray], faults: list[Fault]) -> int:
+        """Writes one item; returns its size in bytes."""
+        path = self.path(study)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        notes = {"key": self.key(study), "faults": json.dumps([asdict(fault) for fault in faults])}
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=notes)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            size = partial.stat().st_size
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
+            code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
+            reason = "the disk is full" if full else str(error)
+            advice = "what is done is kept; free some space or set data.store elsewhere, then run the command again"
+            raise OSError(code, f"{path}: {reason}; {advice}") from None
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+        return size
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What became of one item; errors travel as text, for an exception loses its shape between processes."""
+
+    faults: list[Fault]
+    size: int = 0
+    error: str | None = None
+    errno: int = 0
+
+
+class _Items(Dataset):
+    """Asking for item *i* makes it: so the loader's workers build the store."""
+
+    def __init__(self, store: Store, studies: list[Study], preprocessor: Preprocessor, inspect: Inspect) -> None:
+        self.store, self.studies, self.preprocessor, self.inspect = store, studies, preprocessor, inspect
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> _Made:
+        study = self.studies[index]
+        try:
+            full, faults = self.inspect(study)
+        except DataFault as fault:
+            full, faults = study, [Fault(study.id, str(fault))]
+        if any(fault.fatal for fault in faults):
+            self.store.path(study).unlink(missing_ok=True)  # of an earlier, better state of the files
+            return _Made(faults)
+        try:
+            return _Made(faults, self.store.write(study, self.preprocessor.arrays(full), faults))
+        except OSError as error:
+            return _Made(faults, error=error.strerror or str(error), errno=error.errno or errno.EIO)
+
+
+def _trace(file: Path) -> list[Any]:
+    """Says whether a file is still the same. A gzip file ends in the checksum and length of its content, which, unlike
+    the time of change, outlives a copy to another machine."""
+    try:
+        state = file.stat()
+        if file.suffix != ".gz":
+            return [file.name, state.st_size, state.st_mtime_ns]
+        with file.open("rb") as stream:
+            stream.seek(max(0, state.st_size - 8))
+            return [file.name, state.st_size, stream.read(8).hex()]
+    except OSError:
+        return [file.name, None]
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
