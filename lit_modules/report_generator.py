@@ -1,0 +1,145 @@
+"""The door between a method and the rest of the zoo: what every method is, and what it says about a study."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.report_datamodule import Preprocessor
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """What a method says about one region that it was shown.
+
+    Attributes:
+        region: The region whose mask was given.
+        named: The region's name as the method recognised it; `None` where it named none.
+        text: The region's sentences, without any prefix.
+    """
+
+    region: str
+    named: str | None
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What any method says about one study.
+
+    Attributes:
+        study_id: The `Study.id` it speaks of.
+        text: The whole report, as a protocol would score it.
+        raw: The method's output, untouched.
+        regions: Grounded sentences, in the order in which the regions were given; `None` where the method grounds nothing.
+        evidence: Heatmaps, attention maps or masks to show beside the text, each of the study's own shape.
+    """
+
+    study_id: str
+    text: str
+    raw: str = ""
+    regions: tuple[RegionReport, ...] | None = None
+    evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that a recipe needs and that the user must bring: weights, a licence, memory.
+
+    Attributes:
+        what: Its name, in a few words.
+        met: Whether it is at hand.
+        how: The one thing to do about it when it is not.
+    """
+
+    what: str
+    met: bool
+    how: str
+
+
+class ReportGenerator(L.LightningModule, ABC):
+    """A method. `__init__` only keeps settings (its typed signature is the configuration's schema); networks are built
+    in `configure_model`, so that a dry run can build them on the meta device.
+
+    A subclass gives `preprocessor`, `configure_model`, `loss`, `generate` and `configure_optimizers`.
+    """
+
+    modality: ClassVar[Literal["ct", "radiograph"]]
+
+    @abstractmethod
+    def preprocessor(self) -> Preprocessor:
+        """What turns a study into this method's sample: small and picklable, never the module itself."""
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """The training loss of one batch, a scalar."""
+
+    @abstractmethod
+    def generate(self, batch: Any) -> list[Report]:
+        """One report for each study of the batch, in its order."""
+
+    def requirements(self) -> list[Requirement]:
+        """What this configuration needs that a user must bring; checked before anything is built."""
+        return []
+
+    def frozen_files(self) -> Mapping[str, str]:
+        """State-dict prefix → the file or hub id that those frozen weights come from. They are left out of checkpoints."""
+        return {}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logs `train/loss`."""
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(batch["ids"]))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Logs `validation/loss`; the reports go to the clinical-efficacy callback."""
+        loss = self.loss(batch)
+        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
+        return {"loss": loss, "reports": self.generate(batch)}
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The reports go to the clinical-efficacy callback."""
+        return {"reports": self.generate(batch)}
+
+    def predict_step(self, batch: Any, batch_idx: int) -> list[Report]:
+        """One report for each study of the batch."""
+        with torch.inference_mode():
+            return self.generate(batch)
+
+    # Checkpoints hold what was trained, not what can be had again from its file.
+
+    @property
+    def strict_loading(self) -> bool:
+        """Frozen weights that come from files are absent from checkpoints; `on_load_checkpoint` checks the rest."""
+        return False
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves out the frozen weights that come from files, and names those files."""
+        frozen = dict(self.frozen_files())
+        checkpoint["frozen_files"] = frozen
+        checkpoint["state_dict"] = {
+            key: value for key, value in checkpoint["state_dict"].items() if not self._from_file(key, frozen)
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that lacks a weight which no file brings, or that holds one nobody asks for."""
+        frozen = dict(self.frozen_files())
+        expected = {key for key in self.state_dict() if not self._from_file(key, frozen)}
+        found = set(checkpoint["state_dict"])
+        missing, unknown = sorted(expected - found), sorted(found - set(self.state_dict()))
+        if missing or unknown:
+            raise ValueError(
+                f"this checkpoint is of another model: {len(missing)} weights are missing ({', '.join(missing[:3])} …), "
+                f"{len(unknown)} are unknown ({', '.join(unknown[:3])} …)"
+            )
+
+    def _from_file(self, key: str, frozen: Mapping[str, str]) -> bool:
+        return key.startswith(tuple(frozen)) and not dict(self.named_parameters())[key].requires_grad if frozen else False
