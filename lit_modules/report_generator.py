@@ -123,23 +123,26 @@ class ReportGenerator(L.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out the frozen weights that come from files, and names those files."""
-        frozen = dict(self.frozen_files())
-        checkpoint["frozen_files"] = frozen
-        checkpoint["state_dict"] = {
-            key: value for key, value in checkpoint["state_dict"].items() if not self._from_file(key, frozen)
-        }
+        kept = self._kept_keys()
+        checkpoint["frozen_files"] = dict(self.frozen_files())
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that lacks a weight which no file brings, or that holds one nobody asks for."""
-        frozen = dict(self.frozen_files())
-        expected = {key for key in self.state_dict() if not self._from_file(key, frozen)}
+        """Refuses a checkpoint that lacks a weight which no file brings, or that holds one nobody asks for.
+
+        Raises:
+            ValueError: The weights are another model's.
+        """
         found = set(checkpoint["state_dict"])
-        missing, unknown = sorted(expected - found), sorted(found - set(self.state_dict()))
+        missing, unknown = sorted(self._kept_keys() - found), sorted(found - set(self.state_dict()))
         if missing or unknown:
             raise ValueError(
                 f"this checkpoint is of another model: {len(missing)} weights are missing ({', '.join(missing[:3])} …), "
                 f"{len(unknown)} are unknown ({', '.join(unknown[:3])} …)"
             )
 
-    def _from_file(self, key: str, frozen: Mapping[str, str]) -> bool:
-        return key.startswith(tuple(frozen)) and not dict(self.named_parameters())[key].requires_grad if frozen else False
+    def _kept_keys(self) -> set[str]:
+        """State-dict keys that a checkpoint holds: all but the frozen ones that a file brings."""
+        from_files = tuple(self.frozen_files())
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {key for key in self.state_dict() if not (key in frozen and key.startswith(from_files))}
