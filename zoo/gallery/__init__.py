@@ -1,0 +1,171 @@
+"""The report viewer: a run's studies, or one report, as one self-contained HTML file."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.progress import track
+
+from datamodules.study import DataFault, Study
+from zoo.gallery.page import Entry, RegionRow, document, figure, index_row, study_section
+from zoo.gallery.slices import draw
+from zoo.metrics import nlg
+from zoo.run_directory import atomic_write
+
+if TYPE_CHECKING:
+    from datamodules.report_datamodule import ReportDataModule
+
+Labeller = Callable[[str], frozenset[str]]
+
+
+def write_gallery(folder: Path, datamodule: ReportDataModule, limit: int = 40) -> Path:
+    """Writes a run's `gallery.html` from its `predictions.jsonl` and, where there, `metrics.json`.
+
+    Args:
+        folder: The run's folder.
+        datamodule: The ReportDataModule that the predictions are of; gives regions, pixels and finding labels.
+        limit: At most as many studies are drawn: where there are more, evenly from the worst to the best.
+
+    Returns:
+        The file written.
+
+    Raises:
+        DataFault: Predictions are missing, broken, or of studies that the DataModule does not have.
+    """
+    lines = read_predictions(folder / "predictions.jsonl")
+    studies = _studies(lines, datamodule, folder / "predictions.jsonl")
+    label = datamodule.label_findings()
+    scores = _scores(lines)
+    entries = [_entry(line, studies[line["id"]], label, own) for line, own in zip(lines, scores, strict=True)]
+    drawn = sorted(entries, key=lambda entry: (next(iter(entry.scores.values())), entry.study.id))
+    if len(drawn) > limit:
+        drawn = [drawn[i] for i in np.linspace(0, len(drawn) - 1, limit).round().astype(int)]
+    regions = list(dict.fromkeys([*datamodule.regions, *(row.region for entry in drawn for row in entry.regions)]))
+    columns = list(dict.fromkeys(name for entry in drawn for name in entry.scores))
+    rows, sections = [], []
+    for position, entry in enumerate(track(drawn, description="Drawing the gallery")):
+        study = datamodule.read(entry.study)
+        pictures = None if study.volume is None else draw(study)
+        rows.append(index_row(entry, pictures, f"study-{position}", columns))
+        sections.append(study_section(entry, pictures, regions, f"study-{position}"))
+    phantom = bool(datamodule.is_phantom())
+    title = f"{folder.resolve().name}{' · phantom' if phantom else ''}"
+    body = _index(title, folder / "metrics.json", rows, columns, len(entries)) + "".join(sections)
+    atomic_write(folder / "gallery.html", document(title, phantom, body))
+    return folder / "gallery.html"
+
+
+def write_study_page(path: Path, study: Study, entry: Entry, regions: tuple[str, ...], caption: str) -> Path:
+    """Writes one study's page, without a reference.
+
+    Args:
+        path: The HTML file.
+        study: With pixels.
+        entry: What the method says.
+        regions: Every region's name in the order of colours and numbers.
+        caption: Where the report comes from, in one line.
+    """
+    names = list(dict.fromkeys([*regions, *(row.region for row in entry.regions), *(study.masks or ())]))
+    pictures = None if study.volume is None else draw(study)
+    section = study_section(entry, pictures, names, "study-0")
+    body = f'{section}<p class="caption">{html.escape(caption)}</p>'
+    atomic_write(path, document(f"Report of {study.id}", False, body))
+    return path
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """Reads a run's predictions.
+
+    Raises:
+        DataFault: The file is missing or empty, or a line is not a prediction.
+    """
+    if not path.is_file():
+        raise DataFault(f"{path}: no predictions there; run zoo.fit (or its evaluation) to the end first")
+    lines = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            line["id"], line["reference"], line["prediction"]
+        except (ValueError, KeyError, TypeError) as fault:
+            raise DataFault(f"{path}: line {number} is not a prediction ({fault})") from fault
+        lines.append(line)
+    if not lines:
+        raise DataFault(f"{path}: empty; run zoo.fit (or its evaluation) to the end first")
+    return lines
+
+
+def _studies(lines: list[dict[str, Any]], datamodule: ReportDataModule, path: Path) -> dict[str, Study]:
+    splits = sorted({line.get("split") or "test" for line in lines})
+    studies = {study.id: study for split in splits for study in datamodule.studies(split)}
+    unknown = [line["id"] for line in lines if line["id"] not in studies]
+    if unknown:
+        raise DataFault(
+            f"{path}: {len(unknown)} of {len(lines)} studies are not in this dataset's {', '.join(splits)} split, "
+            f"{unknown[0]!r} first; give the data that the run was evaluated on"
+        )
+    return studies
+
+
+def _scores(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Each study's own figures, the one that ranks studies first."""
+    pairs = nlg.Pairs([line["reference"] for line in lines], [line["prediction"] for line in lines])
+    columns = {"BLEU-4": nlg.bleu_smoothed_13a(pairs, 4).values, "ROUGE-L": nlg.rouge_l(pairs)}
+    return [{name: float(values[i]) for name, values in columns.items()} for i in range(len(lines))]
+
+
+def _entry(line: Mapping[str, Any], study: Study, label: Labeller | None, scores: Mapping[str, float]) -> Entry:
+    regions = tuple(
+        RegionRow(row["region"], row.get("named"), row.get("reference") or None, row.get("prediction") or None)
+        for row in line.get("regions") or ()
+    )
+    known = line.get("findings")
+    if known is None and label is not None:
+        known = label(line["reference"])
+    findings = None if label is None or known is None else (frozenset(known), label(line["prediction"]))
+    return Entry(
+        study=study,
+        prediction=line["prediction"],
+        reference=line["reference"],
+        raw=line.get("raw") or "",
+        regions=regions,
+        findings=findings,
+        scores=scores,
+    )
+
+
+def _index(title: str, metrics: Path, rows: list[str], columns: list[str], total: int) -> str:
+    heads = "".join(
+        f'<th class="number" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
+        for name in ("regions said", "findings", *columns)
+    )
+    shown = f"{total} studies" if len(rows) == total else f"{len(rows)} of {total} studies, from worst to best"
+    return (
+        f'<section id="index"><header><h1>{html.escape(title)}</h1><p class="sub">{shown}</p></header>{_tiles(metrics)}'
+        '<div class="tools"><button type="button" data-order="ascending">Worst first</button>'
+        '<button type="button" data-order="descending">Best first</button>'
+        '<input type="search" placeholder="Find a study" aria-label="Find a study"></div>'
+        '<div class="scroll"><table><thead><tr><th></th><th aria-sort="none"><button type="button">study</button></th>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div></section>"
+    )
+
+
+def _tiles(path: Path) -> str:
+    """The run's figures, where `metrics.json` is there."""
+    if not path.is_file():
+        return ""
+    metrics = json.loads(path.read_text("utf-8"))
+    values = {name: value["value"] if isinstance(value, dict) else value for name, value in metrics["metrics"].items()}
+    tiles = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{figure(value)}</dd></div>"
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    )
+    absent = "; ".join(f"{name}: {reason}" for name, reason in (metrics.get("skipped") or {}).items())
+    note = f'<p class="sub">Absent: {html.escape(absent)}</p>' if absent else ""
+    protocol = html.escape(f"protocol {metrics.get('protocol', 'not named')}, n = {metrics.get('n', '?')}")
+    return f'<dl class="tiles">{tiles}</dl><p class="sub">{protocol}</p>{note}'
