@@ -1,0 +1,60 @@
+"""Scores any predictions: `python -m zoo.evaluate FILE.csv|.jsonl [--json OUT]`, by the same engine as a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from zoo.command import EXIT_CODES, UsageError, run
+
+COLUMNS = ("id", "reference", "prediction")
+# Columns that are found without being named: those of a run's predictions.jsonl, and of the files released with Reg2RG.
+KNOWN_COLUMNS = (
+    COLUMNS,
+    ("AccNum", "GT_combined_report", "Pred_combined_report"),
+    ("AccNum", "GT_whole_report", "Pred_whole_report"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Scores a file; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.evaluate",
+        description="Scores predicted reports against their references.",
+        epilog=EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .csv or .jsonl file, one study a row")
+    parser.add_argument("--protocol", default="reg2rg", help="how to score (default: reg2rg)")
+    known = " | ".join("/".join(columns) for columns in KNOWN_COLUMNS)
+    for what in COLUMNS:
+        parser.add_argument(f"--{what}", metavar="COLUMN", help=f"the column of {what}s (default: found among {known})")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
+    return run(lambda: _evaluate(parser.parse_args(argv)))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    # Behind the parsing, so that --help answers at once.
+    from zoo.metrics.engine import evaluate
+    from zoo.metrics.predictions import read_predictions
+    from zoo.metrics.protocols import PROTOCOLS
+    from zoo.metrics.table import show
+
+    if options.protocol not in PROTOCOLS:
+        raise UsageError(f"there is no protocol {options.protocol!r}; choose from {', '.join(PROTOCOLS)}")
+    named = [getattr(options, what) for what in COLUMNS]
+    columns, rows = read_predictions(options.file, named, KNOWN_COLUMNS)
+    ids, references, predictions = zip(*rows, strict=True)
+    result = evaluate(references, predictions, ids, options.protocol, progress=sys.stderr.isatty())
+    result["provenance"] |= {"file": options.file.name, "columns": dict(zip(COLUMNS, columns, strict=True))}
+    if options.json:
+        from zoo.run_directory import atomic_write
+
+        atomic_write(options.json, json.dumps(result, indent=2) + "\n")
+    show(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Figures on screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zoo.metrics.protocols import PROTOCOLS
+
+
+def show(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the figures of `zoo.evaluate` or of a run's `metrics.json`: the method beside its baselines, its regions.
+
+    Args:
+        result: What `engine.evaluate` returns, or the content of `metrics.json`.
+        console: Where to print; the screen by default.
+    """
+    console = console or Console()
+    console.print(_title(result, "Reports"), style="bold", highlight=False)
+    console.print(_main_table(result))
+    for key, entry in result["skipped"].items():
+        console.print(
+            f"{label(key, result)} is absent: {entry['reason']}. {entry['how_to'].capitalize()}.",
+            style="yellow",
+            highlight=False,
+        )
+    if result.get("regions"):
+        console.print(_title(result, "Regions"), style="bold", highlight=False)
+        console.print(_region_table(result))
+    if result.get("length"):
+        length = result["length"]
+        console.print(
+            f"Length: {length['prediction']['mean']:.1f} words, references {length['reference']['mean']:.1f}; "
+            f"KL divergence {length['kl_divergence']:.3f} nats",
+            highlight=False,
+        )
+    if result["n_empty_predictions"]:
+        console.print(
+            f"{result['n_empty_predictions']} of {result['n']} predictions are empty; they score 0.", style="yellow"
+        )
+
+
+def label(key: str, result: Mapping[str, Any]) -> str:
+    """A metric's name for people."""
+    metrics = PROTOCOLS[result["protocol"]].metrics
+    return metrics[key].label if key in metrics else key.replace("_", " ")
+
+
+def _title(result: Mapping[str, Any], what: str) -> str:
+    place = "".join(f", {result[key]}" for key in ("split",) if result.get(key))
+    phantom = "phantom, not patients: " if result.get("phantom") else ""
+    return f"{phantom}{what}{place}, {result['n']} studies, protocol {result['protocol']} (version {result['version']})"
+
+
+def _main_table(result: Mapping[str, Any]) -> Table:
+    baselines: Mapping[str, Any] = result.get("baselines") or {}
+    table = Table()
+    table.add_column("")
+    table.add_column("method" if baselines else "mean", justify="right", style="bold")
+    for name in baselines or ("std", "overall"):
+        table.add_column(name, justify="right")
+    for key, entry in result["metrics"].items():
+        if baselines:
+            rest = [baseline["metrics"].get(key, {}).get("value") for baseline in baselines.values()]
+        else:
+            rest = [entry.get("std"), entry.get("overall")]
+        table.add_row(label(key, result), *map(_figure, [entry["value"], *rest]))
+    return table
+
+
+def _region_table(result: Mapping[str, Any]) -> Table:
+    table = Table()
+    table.add_column("")
+    for name in ("precision", "recall", "F1", "texts", "BLEU-4", "ROUGE-L"):
+        table.add_column(name, justify="right")
+    for name, region in result["regions"].items():
+        recognition, metrics = region["recognition"], region["metrics"]
+        figures = [recognition["precision"], recognition["recall"], recognition["f1"]]
+        texts = [metrics.get(key, {}).get("value") for key in ("bleu_4", "rouge_l")]
+        table.add_row(name, *map(_figure, figures), str(region["n"]), *map(_figure, texts))
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
