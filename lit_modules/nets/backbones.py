@@ -1,0 +1,238 @@
+"""Language models and tokenizers, through two doors.
+
+`llm` is a hub id or a local folder (real weights), or `phantom:llama` / `phantom:gpt2`: the same classes at a small
+size with fixed random weights and a tokenizer made here, so that training needs no download. Nothing is fetched unless
+asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader forks after the tokenizer was used
+
+PHANTOMS = ("phantom:llama", "phantom:gpt2")
+
+# Published configurations, so that a dry run on the meta device needs no download.
+LLAMA_2_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT_2 = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+_KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "meta-llama/Llama-2-7b-chat-hf": ("llama", LLAMA_2_7B),
+    "meta-llama/Llama-2-7b-hf": ("llama", LLAMA_2_7B),
+    "gpt2": ("gpt2", GPT_2),
+    "openai-community/gpt2": ("gpt2", GPT_2),
+}
+LICENCES = {"meta-llama/": "the Llama 2 Community License"}
+
+
+@dataclass(frozen=True)
+class PhantomSize:
+    """The size of a `phantom:` language model.
+
+    Attributes:
+        hidden: Width of an embedding.
+        layers: Transformer layers.
+        heads: Attention heads.
+        mlp: Hidden width of the feed-forward layers.
+        positions: Longest sequence (GPT-2's own limit is 1024).
+        seed: Its weights depend on this alone, not on the global generator.
+    """
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 352
+    positions: int = 2048
+    seed: int = 0
+
+
+def build_config(llm: str, phantom: PhantomSize, vocabulary: int) -> Any:
+    """The configuration of `llm`; `vocabulary` is the size of a phantom's tokenizer."""
+    from transformers import AutoConfig, GPT2Config, LlamaConfig
+
+    if llm == "phantom:llama":
+        return LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=phantom.hidden,
+            intermediate_size=phantom.mlp,
+            num_hidden_layers=phantom.layers,
+            num_attention_heads=phantom.heads,
+            max_position_embeddings=phantom.positions,
+            rms_norm_eps=LLAMA_2_7B["rms_norm_eps"],
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    if llm == "phantom:gpt2":
+        return GPT2Config(
+            vocab_size=vocabulary,
+            n_embd=phantom.hidden,
+            n_inner=phantom.mlp,
+            n_layer=phantom.layers,
+            n_head=phantom.heads,
+            n_positions=min(phantom.positions, GPT_2["n_positions"]),
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    if llm.startswith("phantom:"):
+        raise ValueError(f"llm={llm}: there are {' and '.join(PHANTOMS)}")
+    if llm in _KNOWN:
+        kind, values = _KNOWN[llm]
+        return LlamaConfig(**values) if kind == "llama" else GPT2Config(**values)
+    with _plain_errors(llm):
+        return AutoConfig.from_pretrained(llm)
+
+
+def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: PhantomSize, weights: bool = True) -> Any:
+    """The language model, with SDPA attention.
+
+    On the meta device, or with `weights=False`, its weights are not read; other files bring them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    meta = torch.get_default_device().type == "meta"
+    if llm in PHANTOMS or meta or not weights:
+        # The phantom's weights must not depend on what was drawn before, nor change what is drawn after.
+        with torch.random.fork_rng(enabled=not meta):
+            if not meta:
+                torch.manual_seed(phantom.seed)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    with _plain_errors(llm):
+        return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, attn_implementation="sdpa")
+
+
+def build_tokenizer(llm: str) -> Any:
+    """The tokenizer of `llm`, read from its `tokenizer.json` as it stands.
+
+    Tokenizer classes may rebuild that file with other rules (Llama's `legacy=False` reads `.` after a special token
+    where the authors' ids have `▁.`), and add what stands in `added_tokens.json`; neither happens here.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    if llm in PHANTOMS:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=phantom_tokenizer(),
+            unk_token="<unk>",
+            bos_token="<s>",
+            eos_token="</s>",
+            pad_token="<unk>",
+        )
+    with _plain_errors(llm):
+        settings = json.loads(_file(llm, "tokenizer_config.json").read_text())
+        names = {key: _content(settings.get(key)) for key in ("unk_token", "bos_token", "eos_token")}
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(_file(llm, "tokenizer.json")), **{key: name for key, name in names.items() if name}
+        )
+    # The authors pad with <unk> (Llama, id 0); GPT-2 has nothing but its end of text. Padding is never read nor learnt.
+    tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _file(llm: str, name: str) -> Path:
+    if Path(llm).is_dir():
+        path = Path(llm) / name
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: the folder must hold the model's tokenizer.json and tokenizer_config.json"
+            )
+        return path
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(llm, name))
+
+
+@contextmanager
+def _plain_errors(llm: str) -> Iterator[None]:
+    """One line that says what to do, for whatever the hub's client raises."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        yield
+    except (GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"{llm} cannot be read: {how_to_get(llm)} ({type(error).__name__})") from error
+
+
+def how_to_get(llm: str) -> str:
+    """What to do when the weights of `llm` are not at hand."""
+    if Path(llm).is_absolute() or llm.startswith("."):
+        return "give a folder with config.json, tokenizer.json, tokenizer_config.json and *.safetensors"
+    licence = next((name for prefix, name in LICENCES.items() if llm.startswith(prefix)), None)
+    accept = f"accept {licence} at https://huggingface.co/{llm}, `hf auth login`, then " if licence else ""
+    return f"{accept}run `hf download {llm}` while online, or set model.llm to a local folder"
+
+
+def at_hand(llm: str) -> bool:
+    """Whether the weights of `llm` can be read without a download."""
+    if llm in PHANTOMS:
+        return True
+    if Path(llm).is_dir():
+        return any(Path(llm).glob("*.safetensors")) or any(Path(llm).glob("pytorch_model*.bin"))
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model.bin")
+    return any(isinstance(try_to_load_from_cache(llm, name), str) for name in names)
+
+
+# The phantom's tokenizer: deterministic, made in a moment, reads any text back as it was.
+
+
+def phantom_tokenizer() -> Any:
+    """A Unigram tokenizer of whole words with bytes to fall back on, spaced as Llama's (`▁` before each word).
+
+    Its words are those of the phantom's reports and of the prompt. `decode(encode(text)) == text` for any text.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    vocabulary: list[tuple[str, float]] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
+    vocabulary += [(f"<0x{byte:02X}>", -1000.0) for byte in range(256)]
+    vocabulary += [(piece, -10.0 if len(piece) > 1 else -12.0) for piece in _phantom_pieces()]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return tokenizer
+
+
+def _phantom_pieces() -> list[str]:
+    """Words with and without a space before them, then the printable characters."""
+    from datamodules.phantom.wording import vocabulary
+    from lit_modules.nets.prompt import Prompt
+
+    prompts = " ".join(
+        Prompt(global_context=glob, align=align).question(0) for glob in (True, False) for align in (True, False)
+    )
+    said = f"{prompts} The region is. The other report is:"
+    words = sorted({*vocabulary(), *re.findall(r"[A-Za-z]+", re.sub(r"<[^>]*>", " ", said))})
+    characters = ["▁", *map(chr, range(33, 127))]
+    spaced = [f"▁{word}" for word in words]
+    return list(dict.fromkeys([*spaced, *(word for word in words if len(word) > 1), *characters]))
