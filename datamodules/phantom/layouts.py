@@ -1,0 +1,199 @@
+"""Writes phantom patients to disk in the layouts of the datasets that they stand in for.
+
+RadGenome-ChestCT (Hugging Face `RadGenome/RadGenome-ChestCT`, volumes of CT-RATE resampled to 1 x 1 x 3 mm)::
+
+    train_preprocessed/train_1/train_1a/train_1_a_1.nii.gz     int16 HU
+    train_region_mask/seg_train_1_a_1/<region>.nii.gz          uint8 0/1, ten regions
+    valid_preprocessed/…, valid_region_mask/…                  the validation split, named valid_…
+    radgenome_files/{train,validation}_region_report.csv       Volumename (with .nii.gz), Anatomy, Sentence
+
+CTRG-Chest-548K (GitHub `tangyuhao2016/CTRG`; volumes as Hugging Face `Trusure/CTRG-Chest-548K_volume` converts them)::
+
+    CTRG-Chest-548K_volume/<id>.nii.gz                         id is a whole number; here int16 HU
+    annotation.json                                            {"train": [{"id", "finding"}], "test": [...]}, 8:2
+    region_mask/seg_<id>/<region>.nii.gz                       ┐ Reg2RG made both itself (SAT, Qwen2.5) and released
+    region_report.csv                                          ┘ neither; named after RadGenome's. Anatomy may be `other`
+
+Both carry the marker `PHANTOM.json`. The same seed gives the same bytes: gzip without time or name, no timestamps.
+A patient whose files are all there is not drawn again; files appear under their final names only when whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from datamodules.phantom.patient import draw_patient
+from datamodules.phantom.render import REGIONS, affine, render_ct
+from datamodules.phantom.wording import word_report
+from datamodules.study import DataFault
+
+VERSION = 1  # raise it whenever the same seed would give other bytes
+MARKER = "PHANTOM.json"
+NOTICE = "Synthetic patients drawn by rrg-zoo's phantom. They stand for nobody and teach nothing clinical."
+
+
+@dataclass(frozen=True)
+class Job:
+    """One patient to draw and the paths, relative to the root, that it fills."""
+
+    name: str
+    split: str
+    seed: int
+    volume: str
+    masks: str
+
+    def files(self) -> list[str]:
+        """All files of the patient; the volume comes last, so its presence says that the patient is done."""
+        return [f"{self.masks}/{region}.nii.gz" for region in REGIONS] + [self.volume]
+
+
+def write_radgenome(root: Path | str, train: int, validation: int, seed: int = 0, workers: int = 1, description: str | None = None) -> None:
+    """Draw patients into RadGenome-ChestCT's layout.
+
+    Args:
+        root: Folder to fill; made when absent, completed when a former run was cut short.
+        train: Number of training patients.
+        validation: Number of validation patients.
+        seed: Of the whole set; its patients never overlap those of the other split.
+        workers: Processes that draw.
+        description: What the progress bar says.
+
+    Raises:
+        DataFault: The root holds a phantom of another seed, size or version.
+    """
+    jobs = []
+    for split, prefix, count in (("train", "train", train), ("validation", "valid", validation)):
+        for n in range(1, count + 1):
+            folder, name = f"{prefix}_{n}", f"{prefix}_{n}_a_1"
+            jobs.append(
+                Job(name, split, _patient_seed(seed, split, n), f"{prefix}_preprocessed/{folder}/{folder}a/{name}.nii.gz", f"{prefix}_region_mask/seg_{name}")
+            )
+
+    def tables() -> Iterable[tuple[str, str]]:
+        for split in ("train", "validation"):
+            rows = [(f"{job.name}.nii.gz", region, text) for job in jobs if job.split == split for region, text in _report(job).items()]
+            yield f"radgenome_files/{split}_region_report.csv", _csv(("Volumename", "Anatomy", "Sentence"), rows)
+
+    _write(Path(root), "RadGenome-ChestCT", jobs, {"train": train, "validation": validation}, seed, workers, description, tables)
+
+
+def write_ctrg(root: Path | str, train: int, test: int, seed: int = 0, workers: int = 1, description: str | None = None) -> None:
+    """Draw patients into CTRG-Chest-548K's layout (see the module's head); arguments as in `write_radgenome`."""
+    jobs = []
+    for split, start, count in (("train", 0, train), ("test", train, test)):
+        for n in range(start + 1, start + count + 1):
+            jobs.append(Job(str(n), split, _patient_seed(seed, f"ctrg {split}", n), f"CTRG-Chest-548K_volume/{n}.nii.gz", f"region_mask/seg_{n}"))
+
+    def tables() -> Iterable[tuple[str, str]]:
+        splits: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
+        for job in jobs:
+            splits[job.split].append({"id": int(job.name), "finding": " ".join(_report(job).values())})
+        yield "annotation.json", json.dumps(splits, indent=1) + "\n"
+        rows = [(f"{job.name}.nii.gz", region, text) for job in jobs for region, text in _report(job).items()]
+        yield "region_report.csv", _csv(("Volumename", "Anatomy", "Sentence"), rows)
+
+    _write(Path(root), "CTRG-Chest-548K", jobs, {"train": train, "test": test}, seed, workers, description, tables)
+
+
+def _patient_seed(seed: int, split: str, number: int) -> int:
+    return zlib.crc32(f"{seed}/{split}/{number}".encode())
+
+
+def _report(job: Job) -> dict[str, str]:
+    return word_report(draw_patient(job.seed))
+
+
+def _csv(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+def _write(root: Path, layout: str, jobs: list[Job], counts: dict[str, int], seed: int, workers: int, description: str | None,
+           tables: Callable[[], Iterable[tuple[str, str]]]) -> None:  # fmt: skip
+    marker = {"notice": NOTICE, "generator": "rrg-zoo phantom", "version": VERSION, "layout": layout, "seed": seed, "counts": counts}
+    _check_marker(root, marker)
+    todo = [job for job in jobs if not all((root / name).exists() for name in job.files())]
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), transient=not todo)
+    with bar:
+        task = bar.add_task(description or f"drawing {layout} phantom", total=len(jobs), completed=len(jobs) - len(todo))
+        for _ in _draw_all(root, todo, workers):
+            bar.advance(task)
+    for name, text in tables():
+        _put(root / name, text.encode())
+    studies = {job.name: {"split": job.split, "seed": job.seed, "findings": list(draw_patient(job.seed).labels)} for job in jobs}
+    _put(root / MARKER, (json.dumps({**marker, "complete": True, "studies": studies}, indent=1) + "\n").encode())
+
+
+def _check_marker(root: Path, marker: dict[str, object]) -> None:
+    path = root / MARKER
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError as error:
+            raise DataFault(f"{path} is damaged; delete {root} to draw the phantom anew") from error
+        for key in ("version", "layout", "seed", "counts"):
+            if there.get(key) != marker[key]:
+                raise DataFault(f"{root} holds a phantom with {key} {there.get(key)}, not {marker[key]}; delete it or choose another folder")
+    elif root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+        raise DataFault(f"{root} holds other files and no {MARKER}; choose an empty folder for the phantom")
+    else:
+        _put(path, (json.dumps({**marker, "complete": False}, indent=1) + "\n").encode())
+
+
+def _draw_all(root: Path, jobs: list[Job], workers: int) -> Iterable[None]:
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield _draw(root, job)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_draw, root, job) for job in jobs]):
+            yield future.result()
+
+
+def _draw(root: Path, job: Job) -> None:
+    study = render_ct(draw_patient(job.seed))
+    assert study.volume is not None and study.masks is not None
+    placed = affine(study.volume)
+    for region, mask in study.masks.items():
+        _put(root / job.masks / f"{region}.nii.gz", nifti_bytes(mask, placed))
+    _put(root / job.volume, nifti_bytes(study.volume, placed))
+
+
+def nifti_bytes(array: np.ndarray, placed: np.ndarray) -> bytes:
+    """A gzipped NIfTI-1 file of an array `(x, y, z)` with its affine; the same array gives the same bytes.
+
+    Masks are long runs and scans are noise, so runs alone or Huffman codes alone come close to gzip's level 1 in size at a
+    fraction of its time.
+    """
+    header = nibabel.Nifti1Image(array, placed).header
+    header.set_xyzt_units("mm")
+    strategy = zlib.Z_RLE if array.dtype == np.uint8 else zlib.Z_FILTERED
+    press = zlib.compressobj(1, zlib.DEFLATED, 31, 9, strategy)  # 31: a gzip wrapper with time 0 and no name
+    out = press.compress(header.binaryblock + bytes(4))
+    out += press.compress(array.tobytes(order="F"))
+    return out + press.flush()
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
