@@ -126,7 +126,10 @@ class ReportDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def draw_phantom(self, train: int, validation: int) -> None:
-        """Writes phantom patients into `root` in the dataset's real layout, with the marker file `PHANTOM.json`."""
+        """Writes phantom patients into `root` in the dataset's real layout, with the marker file `PHANTOM.json`.
+
+        Goes on with a phantom that was cut short, and refuses a folder that holds anything else.
+        """
 
     # Studies.
 
@@ -196,10 +199,8 @@ class ReportDataModule(L.LightningDataModule, ABC):
 
     def prepare_data(self) -> None:
         """Draws the phantom and builds the store, each with a progress bar, each only as far as it is not there yet."""
-        if self.phantom and not self.is_phantom():
-            if self.root.is_dir() and any(self.root.iterdir()):
-                raise DataFault(f"{self.root} holds other data, no phantom is drawn into it: choose another data.root")
-            self.draw_phantom(self.phantom, max(4, self.phantom // 4))
+        if self.phantom:
+            self.draw_phantom(self.phantom, max(4, self.phantom // 4))  # does nothing where it is there already
         store = self.open_store()
         if store is None or self.preprocessor is None:
             return

@@ -83,7 +83,7 @@ class ResumableLoader:
         self.batch_sampler = EpochBatches(studies, batch_size, seed, rank, world_size)
         self._loader: DataLoader = DataLoader(
             dataset,
-            batch_sampler=self.batch_sampler,  # type: ignore[arg-type]  # any iterable of lists will do
+            batch_sampler=self.batch_sampler,
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,

@@ -161,7 +161,7 @@ class Store:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             size = partial.stat().st_size
-            os.replace(partial, path)
+            partial.replace(path)
         except (OSError, SafetensorError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
             code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
