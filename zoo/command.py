@@ -1,0 +1,179 @@
+"""What every command shares: exit codes, one-line errors, the list of methods and recipes. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zoo
+
+if TYPE_CHECKING:
+    from zoo.config import Config
+
+EXIT_CODES = "exit codes: 0 done, 2 usage, 3 data, 4 environment (memory, disk, devices), 1 crash"
+
+
+DEFAULT_RECIPE = "phantom"
+
+
+class UsageError(Exception):
+    """The command or a setting is wrong; the message says what to write instead. Commands end with exit code 2."""
+
+
+class EnvironmentFault(Exception):
+    """The machine lacks something; the message says what. Commands end with exit code 4."""
+
+
+def configs_folder() -> Path:
+    """Where the methods' folders lie: `$ZOO_CONFIGS`, or `configs/` beside the packages."""
+    return Path(os.environ.get("ZOO_CONFIGS") or Path(zoo.__file__).parent.parent / "configs")
+
+
+def methods() -> list[str]:
+    """The methods: the folders of `configs/`."""
+    folder = configs_folder()
+    return sorted(path.name for path in folder.iterdir() if any(path.glob("*.yaml"))) if folder.is_dir() else []
+
+
+def recipes(method: str) -> dict[str, Path]:
+    """A method's recipes by name."""
+    return {path.stem: path for path in sorted((configs_folder() / method).glob("*.yaml"))}
+
+
+def ablations(method: str) -> dict[str, Path]:
+    """A method's ablations by name."""
+    return {path.stem: path for path in sorted((configs_folder() / method / "ablations").glob("*.yaml"))}
+
+
+def first_comment(path: Path) -> str:
+    """The description of a recipe or an ablation: its first comment line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
+
+
+def overview() -> str:
+    """Methods, recipes and ablations with a line about each, for `--help`."""
+    lines = []
+    for method in methods():
+        lines.append(f"method {method}")
+        for title, files in (("--recipe", recipes(method)), ("--with", ablations(method))):
+            lines += [f"  {title} {name:<26} {first_comment(path)}" for name, path in files.items()]
+    return "\n".join(lines) or f"no methods in {configs_folder()}"
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A command's parser with the options that select a configuration."""
+    known = ", ".join(methods())
+    result = argparse.ArgumentParser(
+        prog=f"python -m zoo.{command}",
+        description=description,
+        epilog=f"{overview()}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.set_defaults(prog=result.prog)
+    result.add_argument("--method", help=f"one of: {known}")
+    result.add_argument("--recipe", help=f"its recipe (default: {DEFAULT_RECIPE}, which needs no data, weights or GPU)")
+    result.add_argument(
+        "--with",
+        dest="ablations",
+        metavar="NAME|FILE",
+        action="append",
+        default=[],
+        help="an ablation; may be repeated",
+    )
+    result.add_argument(
+        "--config", type=Path, metavar="FILE", help="a run's config.yaml, in place of method and recipe"
+    )
+    result.add_argument("settings", nargs="*", metavar="key=value", help="settings, e.g. model.lr=1e-4 data.root=/data")
+    return result
+
+
+def print_recipe_of(argv: list[str]) -> None:
+    """Prints the recipe that `--method` and `--recipe` name, comments and all, above its `--help`."""
+    chosen = {flag: argv[argv.index(flag) + 1] for flag in ("--method", "--recipe") if flag in argv[:-1]}
+    path = recipes(chosen.get("--method", "")).get(chosen.get("--recipe", DEFAULT_RECIPE))
+    if path is not None and "--method" in chosen:
+        print(f"{path}:\n\n{path.read_text(encoding='utf-8')}")
+
+
+def configuration(arguments: argparse.Namespace, resume: str | None = None, allow_missing: bool = False) -> Config:
+    """The configuration that a command's arguments select.
+
+    Args:
+        arguments: Of a `parser`.
+        resume: What `--resume` named: a run brings its own configuration where no method is named.
+        allow_missing: Whether required settings may be missing.
+
+    Raises:
+        UsageError: Everything that is wrong with it.
+    """
+    from zoo.config import compose, load
+    from zoo.run_directory import run_of
+
+    file = arguments.config
+    if file is None and arguments.method is None and resume not in (None, "auto"):
+        file = run_of(Path(resume)).config
+    if file is not None:
+        if arguments.method or arguments.recipe or arguments.ablations:
+            raise UsageError(
+                "a run's configuration names its method, recipe and ablations: leave out --method, --recipe, --with"
+            )
+        return load(file, arguments.settings, allow_missing)
+    if arguments.method is None:
+        raise UsageError(f"--method is missing; there are: {', '.join(methods())}")
+    config = compose(
+        arguments.method, arguments.recipe or DEFAULT_RECIPE, arguments.ablations, arguments.settings, allow_missing
+    )
+    if arguments.recipe is None:
+        paper = f"{arguments.prog} --method {config.method} --recipe paper data.root=/path/to/the/dataset"
+        say(f"Recipe {DEFAULT_RECIPE} (the default): needs no data, no weights and no GPU. For the paper's: {paper}")
+    return config
+
+
+def say(line: str) -> None:
+    """Prints a line, once for all processes of a run."""
+    if os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0":
+        print(line, flush=True)
+
+
+def run(body: Callable[[], None]) -> int:
+    """Runs a command's body and turns what it raises into an exit code and one line that says what to do."""
+    try:
+        body()
+    except SystemExit as stop:  # argparse, and Lightning after an interrupt
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume auto", file=sys.stderr)
+        return 1
+    except Exception as error:
+        return _explain(error)
+    return 0
+
+
+def _explain(error: Exception) -> int:
+    from datamodules.study import DataFault
+
+    for kind, code in ((UsageError, 2), (DataFault, 3), (EnvironmentFault, 4)):
+        if isinstance(error, kind):
+            # A loader's worker puts its traceback before the message.
+            print(f"error: {str(error).rsplit(f'{kind.__name__}: ', 1)[-1].strip()}", file=sys.stderr)
+            return code
+    if type(error).__name__ == "OutOfMemoryError":
+        print(
+            f"error: {str(error).splitlines()[0]} Lower data.micro_batch_size, or use more devices; "
+            "--dry-run estimates the memory needed.",
+            file=sys.stderr,
+        )
+        return 4
+    text = traceback.format_exc()
+    with tempfile.NamedTemporaryFile("w", prefix="zoo-crash-", suffix=".log", delete=False) as log:
+        log.write(text)
+    print(f"{text}\ncrash: this should not happen; the log is {log.name}", file=sys.stderr)
+    return 1

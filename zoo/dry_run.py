@@ -1,0 +1,137 @@
+"""What `--dry-run` prints: settings, sizes, an estimate of the memory, and what is missing. Nothing is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import nn
+
+from lit_modules.report_generator import Requirement
+from zoo.config import Config
+from zoo.strategies import BUCKET
+from zoo.trainer import EffectiveBatch, data_checklist, device_count, effective_batch, on_cpu
+
+GIB = 1024**3
+# Bytes that a transformer layer keeps for the backward pass, per token and hidden channel in 16 bit, without
+# checkpointing (Korthikanti et al. 2022, eq. 1, without the attention scores, which SDPA does not keep): 34.
+KEPT, KEPT_CHECKPOINTED = 34, 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An estimate of what one device holds, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buckets: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.buckets + self.activations
+
+
+def dry_run(config: Config) -> None:
+    """Builds model and data without memory and prints what a fit would be."""
+    console = Console(soft_wrap=True, highlight=False)
+    model, data = config.build("model"), config.build("data")
+    batch = effective_batch(config)
+    with torch.device("meta"):
+        model.configure_model()
+    trainable, frozen = counts(model)
+    memory = estimate(model, config, batch)
+    console.print(
+        f"[bold]{config.method}, recipe {config.recipe}[/]{''.join(f' with {name}' for name in config.ablations)}"
+    )
+    console.print(f"\n[bold]Settings that differ from the recipe[/]\n{escape(_changes(config))}")
+    console.print(
+        f"\n[bold]Model[/]\n  {trainable:,} trainable + {frozen:,} frozen = {trainable + frozen:,} parameters"
+    )
+    console.print(f"\n[bold]Effective batch[/]\n  {batch}")
+    console.print(f"\n[bold]Memory of one device: an estimate[/]\n{_memory_lines(memory)}")
+    console.print("\n[bold]Needed[/]")
+    needed = [*data_checklist(data), *model.requirements(), *device_checklist(config, memory)]
+    if not needed:
+        console.print("  nothing but this machine")
+    for item in needed:
+        console.print(f"  {'✓' if item.met else '✗'} {item.what}{'' if item.met else escape(f': {item.how}')}")
+    for key in config.missing:
+        console.print(f"  ✗ {key}: give {key}=…")
+    console.print("\nThe settings are valid.")
+
+
+def counts(model: nn.Module) -> tuple[int, int]:
+    """Trainable and frozen parameters."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, trained in sizes if not trained)
+
+
+def estimate(model: nn.Module, config: Config, batch: EffectiveBatch) -> Memory:
+    """What one device holds in training.
+
+    AdamW keeps two fp32 moments; ZeRO-2 also an fp32 master copy, and spreads gradients and all of that over the
+    devices. Activations are those of the language model, the only part whose size a length decides.
+    """
+    trainable, frozen = counts(model)
+    half = "16" in str(config.values["trainer"]["precision"])
+    zero = config.values["trainer"]["strategy"] == "zero2"
+    true_half = half and (zero or str(config.values["trainer"]["precision"]).endswith("true"))
+    sizes = [(weight.numel(), 2 if true_half else weight.element_size()) for weight in model.parameters()]
+    each = 2 if true_half else 4
+    shares = batch.devices * batch.nodes if zero else 1
+    buckets = 2 * min(BUCKET, trainable) * each if zero else 0
+    return Memory(
+        weights=sum(count * size for count, size in sizes),
+        gradients=trainable * each // shares,
+        optimizer=trainable * (12 if zero else 8) // shares,
+        buckets=buckets,
+        activations=_activations(model, config, batch.micro, 2 if half else 4),
+    )
+
+
+def _activations(model: nn.Module, config: Config, micro: int, size: int) -> int:
+    settings = config.values["model"]
+    length = settings.get("max_length") or 0
+    kept = KEPT_CHECKPOINTED if settings.get("gradient_checkpointing") else KEPT
+    settings_of: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    languages = [found for found in settings_of if hasattr(found, "vocab_size")]
+    if not languages:
+        return 0
+    language = max(languages, key=lambda found: found.vocab_size)
+    layers, hidden = language.num_hidden_layers, language.hidden_size
+    one_layer = KEPT * hidden  # recomputed at a time under checkpointing
+    logits = language.vocab_size * 6  # in 16 and in 32 bit
+    return micro * length * ((layers * kept * hidden + one_layer) * size // 2 + logits)
+
+
+def device_checklist(config: Config, memory: Memory) -> list[Requirement]:
+    """GPUs and their memory, as far as the recipe asks for them."""
+    wants_gpu = config.values["trainer"]["accelerator"] in ("gpu", "cuda")
+    if on_cpu(config) and not wants_gpu and config.values["trainer"]["strategy"] != "zero2":
+        return []
+    there, wanted = torch.cuda.device_count(), device_count(config)
+    count = Requirement(f"{wanted} GPUs", there >= wanted, f"there are {there}; set trainer.devices")
+    smallest = min((torch.cuda.get_device_properties(index).total_memory for index in range(there)), default=0)
+    need = f"about {memory.total / GIB:.1f} GiB of GPU memory on each"
+    fits = Requirement(need, smallest >= memory.total, f"the smallest has {smallest / GIB:.1f} GiB")
+    return [count, fits]
+
+
+def _changes(config: Config) -> str:
+    rows = config.differences(config.base)
+    lines = [f"  {key}: {old!r} → {new!r}  ({config.origins.get(key, 'default')})" for key, (old, new) in rows.items()]
+    return "\n".join(lines) or "  none"
+
+
+def _memory_lines(memory: Memory) -> str:
+    parts = {
+        "weights": memory.weights, "gradients": memory.gradients, "optimizer states": memory.optimizer,
+        "communication buckets": memory.buckets, "activations (rough)": memory.activations, "together": memory.total,
+    }  # fmt: skip
+    unit, name_of_unit = (GIB, "GiB") if memory.total >= GIB else (GIB // 1024, "MiB")
+    return "\n".join(f"  {name:<22}{size / unit:8.2f} {name_of_unit}" for name, size in parts.items())

@@ -1,0 +1,105 @@
+"""`python -m zoo.fit`: trains a method on a dataset, tests its checkpoint and writes the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoo import command
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from datamodules.report_datamodule import ReportDataModule
+    from zoo.config import Config
+    from zoo.run_directory import RunDirectory
+
+DESCRIPTION = """\
+Trains a method, tests the checkpoint that run.evaluate names, and leaves in runs/<method>-<recipe>-<time>/:
+config.yaml, provenance.json, metrics.csv, metrics.json, predictions.jsonl, gallery.html, checkpoints/{best,last}."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command.run(lambda: fit(_parse(sys.argv[1:] if argv is None else argv)))
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = command.parser("fit", DESCRIPTION)
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on with the newest such run, or with this run or checkpoint"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything without memory, print settings, sizes and what is missing (✗); "
+        "exits 0 when the settings are valid, whatever is missing",
+    )
+    if {"-h", "--help"} & set(argv):
+        command.print_recipe_of(argv)
+    return parser.parse_intermixed_args(argv)
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    """Composes the configuration, then dry-runs or fits it."""
+    config = command.configuration(arguments, resume=arguments.resume, allow_missing=arguments.dry_run)
+    from zoo.trainer import quiet
+
+    quiet()
+    if arguments.dry_run:
+        from zoo.dry_run import dry_run
+
+        dry_run(config)
+        return
+    _fit(config, arguments.resume)
+
+
+def _fit(config: Config, resume: str | None) -> None:
+    from zoo.run_directory import RunDirectory, find_run
+    from zoo.trainer import build_trainer, check_requirements, effective_batch, is_first_process, seed_everything
+
+    found = find_run(resume, config) if resume else None
+    if resume and found is None:
+        command.say("nothing to resume: a new run begins")
+    batch = effective_batch(config)
+    seed_everything(config.values["run"]["seed"])
+    model, data = config.build("model"), config.build("data")
+    check_requirements(model, data)
+    data.preprocessor = model.preprocessor()
+    if found:
+        run = found[0]
+        command.say(f"resuming {found[1]}")
+    else:
+        run = RunDirectory.create(config) if is_first_process() else RunDirectory(Path(config.values["run"]["folder"]))
+    command.say(f"run folder {run.path}; effective batch {batch}")
+    trainer = build_trainer(config, run, [config.build("metrics")])
+    trainer.fit(model, datamodule=data, ckpt_path=str(found[1]) if found else None, weights_only=True)
+    _finish(trainer, model, data, config, run)
+
+
+def _finish(
+    trainer: L.Trainer, model: L.LightningModule, data: ReportDataModule, config: Config, run: RunDirectory
+) -> None:
+    """Tests the chosen checkpoint, and shows what came out."""
+    from zoo.gallery import write_gallery
+    from zoo.loggers import log_text
+    from zoo.metrics.table import show
+    from zoo.trainer import checkpoint_to_test
+
+    # Only the first process knows the run's folder.
+    chosen = str(checkpoint_to_test(run, config.values["run"]["evaluate"])) if trainer.is_global_zero else ""
+    trainer.test(model, data, ckpt_path=trainer.strategy.broadcast(chosen), weights_only=True, verbose=False)
+    if not trainer.is_global_zero:
+        return
+    if config.values["log"]["text"]:
+        log_text(trainer.loggers, run.predictions)
+    write_gallery(run.path, data)
+    show(json.loads(run.metrics.read_text(encoding="utf-8")))
+    command.say(f"predictions {run.predictions}\ngallery     {run.gallery}\nmetrics     {run.metrics}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

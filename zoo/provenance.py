@@ -1,0 +1,116 @@
+"""What a run was made with: `provenance.json`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+import zoo
+from datamodules.study import DataFault
+from zoo.config import Config
+from zoo.run_directory import RunDirectory, atomic_write
+
+PACKAGES = ("rrg-zoo", "torch", "lightning", "transformers", "peft", "monai", "deepspeed", "omegaconf", "numpy")
+
+
+class Provenance(Callback):
+    """Writes `provenance.json` when a fit begins, and again, with what it took, when it ends or fails.
+
+    Args:
+        run: The run's folder.
+        config: Its configuration.
+    """
+
+    def __init__(self, run: RunDirectory, config: Config) -> None:
+        self.run, self.config = run, config
+        self._started = time.time()
+        self._record: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises `DataFault` where a resumed run finds other data than it was begun with."""
+        if not trainer.is_global_zero:
+            return
+        before = json.loads(self.run.provenance.read_text()) if self.run.provenance.is_file() else {}
+        fingerprint = trainer.datamodule.fingerprint()  # type: ignore[attr-defined]
+        if before.get("data_fingerprint", fingerprint) != fingerprint:
+            raise DataFault(f"the data are not those that {self.run.path} was begun with; start a new run")
+        self._record = {
+            "status": "running",
+            "config_hash": self.config.hash(),
+            "data_fingerprint": fingerprint,
+            "phantom": trainer.datamodule.is_phantom(),  # type: ignore[attr-defined]
+            "seed": self.config.values["run"]["seed"],
+            "versions": versions(),
+            "git": git_state(),
+            "devices": device_names(trainer),
+            "earlier_seconds": before.get("earlier_seconds", 0.0) + before.get("wall_seconds", 0.0),
+        }
+        self._write()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end("failed")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._end("done")
+
+    def _end(self, status: str) -> None:
+        if self._record:
+            self._record["status"] = status
+            self._write()
+
+    def _write(self) -> None:
+        self._record["wall_seconds"] = round(time.time() - self._started, 1)
+        self._record["peak_memory_bytes"] = peak_memory()
+        atomic_write(self.run.provenance, json.dumps(self._record, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Package → version, of those that decide the result and are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit that the code is of, and whether files were changed since; `None` outside a checkout."""
+    home = Path(zoo.__file__).parent.parent
+    if not (home / ".git").exists():
+        return None
+    try:
+        answers = [
+            subprocess.run(
+                ["git", "-C", str(home), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": answers[0].strip(), "changed": bool(answers[1].strip())}
+
+
+def device_names(trainer: L.Trainer) -> list[str]:
+    """The devices of this node, by name."""
+    if trainer.strategy.root_device.type == "cuda":
+        return [torch.cuda.get_device_name(index) for index in range(trainer.num_devices)]
+    return [f"{trainer.strategy.root_device.type} ({platform.machine()})"] * trainer.num_devices
+
+
+def peak_memory() -> dict[str, int]:
+    """The most bytes held so far by this process, and by its GPU."""
+    scale = 1 if platform.system() == "Darwin" else 1024
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    return peak | ({"gpu": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {})

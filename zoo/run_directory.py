@@ -1,0 +1,156 @@
+"""A run's folder: its files, atomic writes, and which of its checkpoints are whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from zoo.command import EnvironmentFault, UsageError
+from zoo.config import Config, load
+
+COMPLETE = "COMPLETE"  # marks a checkpoint that is a folder (ZeRO) as wholly written
+# A resumed run may differ from what it was in these settings; in any other it would be another experiment.
+MAY_DIFFER = ("trainer.max_epochs", "trainer.max_time", "trainer.enable_progress_bar", "trainer.enable_model_summary",
+              "trainer.log_every_n_steps", "trainer.profiler", "data.root", "data.store", "data.num_workers",
+              "data.eval_batch_size", "run.folder", "run.evaluate",
+              "run.checkpoint_every", "log", "metrics")  # fmt: skip
+LAYOUT = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "data.micro_batch_size")
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises:
+        EnvironmentFault: The folder cannot be written to.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RunDirectory:
+    """`runs/<method>-<recipe>-<time>/`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.provenance = path / "provenance.json"
+        self.metrics_csv = path / "metrics.csv"
+        self.metrics = path / "metrics.json"
+        self.predictions = path / "predictions.jsonl"
+        self.gallery = path / "gallery.html"
+        self.best = path / "checkpoints" / "best.ckpt"
+        self.last = path / "checkpoints" / "last.ckpt"
+
+    @classmethod
+    def create(cls, config: Config) -> RunDirectory:
+        """A new folder, with `config.yaml` in it."""
+        stem = f"{config.method}-{config.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = Path(config.values["run"]["folder"])
+        for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+            try:
+                (folder / f"{stem}{suffix}").mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise EnvironmentFault(f"cannot make a run folder in {folder}: {error.strerror}") from error
+            run = cls(folder / f"{stem}{suffix}")
+            atomic_write(run.config, config.yaml())
+            return run
+        raise EnvironmentFault(f"{folder} holds a thousand runs of this second")
+
+    def checkpoint(self, name: str = "last") -> Path | None:
+        """The whole checkpoint of that name: also the one before it, where a crash interrupted their exchange."""
+        place = self.path / "checkpoints" / f"{name}.ckpt"
+        folders = [place.with_name(f"{place.name}.{state}") for state in ("partial", "previous")]
+        return next((path for path in (place, *(path for path in folders if path.is_dir())) if is_complete(path)), None)
+
+    def resumable(self) -> Path | None:
+        """The checkpoint to go on from."""
+        return self.checkpoint("last") or self.checkpoint("best")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was wholly written: a file gets its name only then, a folder its marker."""
+    return checkpoint.is_file() or (checkpoint / COMPLETE).is_file()
+
+
+def find_run(resume: str, config: Config) -> tuple[RunDirectory, Path] | None:
+    """The run and the checkpoint that `--resume` means.
+
+    Args:
+        resume: `auto` for the newest run of the same method, recipe and ablations, a run's folder, or a checkpoint.
+
+    Returns:
+        `None` for `auto` where there is nothing to resume.
+
+    Raises:
+        UsageError: There is no whole checkpoint there, or the configuration is not the run's.
+    """
+    found = next(_candidates(config), None) if resume == "auto" else _named(Path(resume))
+    if found is not None:
+        _compare(found[0], config)
+    return found
+
+
+def _candidates(config: Config) -> Iterator[tuple[RunDirectory, Path]]:
+    folder = Path(config.values["run"]["folder"])
+    for path in sorted(folder.glob(f"{config.method}-{config.recipe}-*/config.yaml"), key=lambda p: -p.stat().st_mtime):
+        run = RunDirectory(path.parent)
+        checkpoint = run.resumable()
+        if checkpoint is not None and load(run.config).ablations == config.ablations:
+            yield run, checkpoint
+
+
+def run_of(path: Path) -> RunDirectory:
+    """The run that a run folder, or a checkpoint in it, belongs to.
+
+    Raises:
+        UsageError: None does.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: there is no such run folder or checkpoint")
+    run = RunDirectory(path if (path / "config.yaml").is_file() else path.resolve().parent.parent)
+    if not run.config.is_file():
+        raise UsageError(f"{path} is no run folder, and no checkpoint in one (there is no {run.config})")
+    return run
+
+
+def _named(path: Path) -> tuple[RunDirectory, Path]:
+    run = run_of(path)
+    checkpoint = run.resumable() if run.path == path else path
+    if checkpoint is None or not is_complete(checkpoint):
+        raise UsageError(f"{path}: no whole checkpoint there; begin the run anew, without --resume")
+    return run, checkpoint
+
+
+def _compare(run: RunDirectory, config: Config) -> None:
+    changed = config.differences(load(run.config).values)
+    allowed = MAY_DIFFER if config.values["trainer"]["strategy"] == "zero2" else MAY_DIFFER + LAYOUT
+    refused = {key: pair for key, pair in changed.items() if key not in allowed and key.split(".")[0] not in allowed}
+    if refused:
+        lines = "".join(f"\n       {key}: {there!r} in the run, {here!r} now" for key, (there, here) in refused.items())
+        raise UsageError(f"{run.path} was made with other settings; resume it with its own, or start a new run:{lines}")

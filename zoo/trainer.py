@@ -1,0 +1,205 @@
+"""The Trainer of a run: devices, effective batch, callbacks, and a quiet Lightning."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from datamodules.report_datamodule import ReportDataModule
+from datamodules.study import DataFault
+from lit_modules.report_generator import ReportGenerator, Requirement
+from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
+from zoo.callbacks.progress import progress_bar
+from zoo.command import EnvironmentFault, UsageError
+from zoo.config import Config
+from zoo.loggers import MetricsFile, build_loggers
+from zoo.provenance import Provenance
+from zoo.run_directory import RunDirectory
+from zoo.strategies import build_strategy
+
+
+@dataclass(frozen=True)
+class EffectiveBatch:
+    """How the studies of one optimizer step are spread."""
+
+    micro: int
+    accumulation: int
+    devices: int
+    nodes: int
+
+    @property
+    def total(self) -> int:
+        """Studies in one optimizer step."""
+        return self.micro * self.accumulation * self.devices * self.nodes
+
+    def __str__(self) -> str:
+        parts = f"{self.micro} micro × {self.accumulation} accumulation × {self.devices} devices × {self.nodes} nodes"
+        return f"{self.total} studies = {parts}"
+
+
+def effective_batch(config: Config) -> EffectiveBatch:
+    """The accumulation that makes `data.global_batch_size`.
+
+    Raises:
+        UsageError: None does; with the values that would.
+    """
+    data, nodes = config.values["data"], config.values["trainer"]["num_nodes"]
+    wanted, micro, devices = data["global_batch_size"], data["micro_batch_size"], device_count(config)
+    step = micro * devices * nodes
+    if wanted % step:
+        below = wanted // step * step
+        could = [f"data.global_batch_size={size}" for size in (below, below + step) if size]
+        fitting = [size for size in range(micro, 0, -1) if wanted % (size * devices * nodes) == 0][:1]
+        could += [f"data.micro_batch_size={size}" for size in fitting]
+        raise UsageError(
+            f"data.global_batch_size={wanted} is no multiple of {step} = data.micro_batch_size {micro} × {devices} "
+            f"devices × {nodes} nodes; these would do: {', '.join(could)}"
+        )
+    return EffectiveBatch(micro, wanted // step, devices, nodes)
+
+
+def on_cpu(config: Config) -> bool:
+    """Whether a run computes on the CPU."""
+    accelerator = config.values["trainer"]["accelerator"]
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
+def device_count(config: Config) -> int:
+    """Devices per node that `trainer.devices` means here."""
+    devices = config.values["trainer"]["devices"]
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1):
+        return 1 if on_cpu(config) else max(1, torch.cuda.device_count())
+    if isinstance(devices, str):
+        devices = devices.split(",")
+    count = len(devices) if isinstance(devices, list) else devices
+    if not isinstance(count, int) or count < 1:
+        raise UsageError(f"trainer.devices={devices!r}: give a number, a list such as [0,1], or auto")
+    return count
+
+
+def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) -> L.Trainer:
+    """The Trainer of a fit, with what every run has: metrics file, checkpoints, seeds, provenance, progress.
+
+    Raises:
+        EnvironmentFault: The devices asked for are not there.
+    """
+    settings = dict(config.values["trainer"])
+    here = config.build("run")
+    batch = effective_batch(config)
+    own: list[Callback] = [
+        StepSeeds(here.seed), *callbacks, MetricsFile(run, settings["log_every_n_steps"] or 1), WholeBatches(batch),
+        Provenance(run, config),
+        RunCheckpoints(run, config.plain(), here.monitor, here.mode, here.checkpoint_every),
+    ]  # fmt: skip
+    if settings["enable_progress_bar"] is not False:
+        own.append(progress_bar())
+    settings["strategy"] = build_strategy(settings["strategy"], on_cpu(config))
+    loggers = build_loggers(str(run.path), **config.values["log"])
+    try:
+        return L.Trainer(
+            **settings, accumulate_grad_batches=batch.accumulation, callbacks=own, logger=loggers or False,
+            plugins=[AtomicCheckpointIO()], default_root_dir=run.path, enable_checkpointing=True,
+            use_distributed_sampler=False,  # the DataModule shares out the studies itself
+        )  # fmt: skip
+    except (RuntimeError, MisconfigurationException) as error:
+        raise EnvironmentFault(f"these devices cannot be used: {' '.join(str(error).split())}") from error
+
+
+class WholeBatches(Callback):
+    """Ends each epoch after the last whole effective batch, as the authors' trainer does.
+
+    A rest would be a step of another size, and DeepSpeed would carry it over into the next epoch.
+    """
+
+    def __init__(self, batch: EffectiveBatch) -> None:
+        self.batch = batch
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises `UsageError` where the training split is smaller than one effective batch."""
+        studies = len(trainer.datamodule.studies("train"))  # type: ignore[attr-defined]
+        batches = math.ceil(math.ceil(studies / trainer.world_size) / self.batch.micro)
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        whole = batches // self.batch.accumulation * self.batch.accumulation
+        if whole == 0:
+            raise UsageError(
+                f"the training split gives {batches} micro-batches to each process, and one step takes "
+                f"{self.batch.accumulation}: lower data.global_batch_size (now {self.batch.total})"
+            )
+        trainer.limit_train_batches = whole
+
+
+NOISE = (
+    r".*does not have many workers.*",
+    r".*litlogger.*",
+    r".*litmodels.*",
+    r".*No positive class.*",
+    r".*module\(s\) in eval mode at the start of training.*",  # frozen encoders are
+    r".*is smaller than the logging interval.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
+    r".*`_register_pytree_node` is deprecated.*",
+    r".*torch\.jit\.script.*is deprecated.*",
+)
+
+
+def quiet() -> None:
+    """Silences what a user can do nothing about."""
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "deepspeed", "DeepSpeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds python, numpy, torch and the loaders' workers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        L.seed_everything(seed, workers=True, verbose=False)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes the run's folder."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def check_requirements(model: ReportGenerator, data: ReportDataModule) -> None:
+    """Ends the command before anything is built where something is missing.
+
+    Raises:
+        DataFault: Data are missing.
+        EnvironmentFault: Weights, licences or packages are missing.
+    """
+    for missing, kind in ((data_checklist(data), DataFault), (model.requirements(), EnvironmentFault)):
+        lines = [f"{item.what}: {item.how}" for item in missing if not item.met]
+        if lines:
+            raise kind("\n       ".join(lines))
+
+
+def data_checklist(data: ReportDataModule) -> list[Requirement]:
+    """What the data need that a user must bring."""
+    return [Requirement(*item) for item in data.requirements()]
+
+
+def checkpoint_to_test(run: RunDirectory, wanted: str) -> Path:
+    """`best` or `last`, and `last` where no validation chose a best.
+
+    Raises:
+        EnvironmentFault: The fit wrote none.
+    """
+    found: Any = run.checkpoint(wanted) or run.checkpoint("last")
+    if found is None:
+        raise EnvironmentFault(f"no checkpoint in {run.path / 'checkpoints'}")
+    return found
