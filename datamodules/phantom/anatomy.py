@@ -95,12 +95,10 @@ class Anatomy:
     def diaphragm(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Height (mm) of the diaphragm above the points `(x, y)`: two domes that fall to the sides and to the back."""
         sx, sy, sz = self.scale
-        heights = []
-        for side, dome in zip((-1, 1), self.domes, strict=True):
-            dx = (x / sx * side - 68) / np.where(x * side > 68 * sx, 62, 120)
-            dy = (y / sy + 6) / 76
-            heights.append(dome - 56 * sz * (dx * dx + dy * dy))
-        return np.where(x < 0, heights[0], heights[1])
+        dx = np.abs(x) / sx - 68
+        dx = dx / np.where(dx > 0, 62, 120)
+        dy = (y / sy + 6) / 76
+        return np.interp(x, (-45, 45), self.domes) - 56 * sz * (dx * dx + dy * dy)
 
     def beside_heart(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, grow: float = 0.0) -> np.ndarray:
         """Normalised squared distance from the heart's middle; 1 on its surface grown by `grow` mm."""
@@ -182,8 +180,10 @@ def draw_anatomy(rng: random.Random, heart_size: float = 1.0, thyroid_size: floa
         Tube((at(-30, 14, -32), at(-4, 18, -34), at(30, 16, -32)), (6, 10, 6)),  # pulmonary veins
     )
     woman = sex == "female"
-    breast = (46 * rng.uniform(0.85, 1.15), rng.uniform(20, 40), 46 * rng.uniform(0.9, 1.1)) if woman else (38.0, 7.0, 36.0)
-    front = (-103 + 4) * scale[1] - (0 if woman else 4)
+    fat = rng.uniform(7, 20) * (1.15 if woman else 1)
+    wide_breast, deep_breast = rng.uniform(46, 60), rng.uniform(14, 34)
+    breast = (wide_breast, fat + deep_breast, wide_breast) if woman else (34.0, fat * 0.5 + 3, 32.0)
+    front = -98 * scale[1] + 6 - (0 if woman else fat * 0.6 + 4)
     domes = (-78 * scale[2] + rng.uniform(-7, 7), -92 * scale[2] + rng.uniform(-7, 7))
     bottom = -165 + rng.uniform(-6, 6)
     thyroid = tuple(
@@ -191,7 +191,7 @@ def draw_anatomy(rng: random.Random, heart_size: float = 1.0, thyroid_size: floa
         for side in (-1, 1)
     )
     return Anatomy(
-        sex=sex, scale=scale, fat=rng.uniform(7, 20) * (1.15 if woman else 1), fov=rng.randrange(356, 381, 4),
+        sex=sex, scale=scale, fat=fat, fov=rng.randrange(344, 365, 4),
         bottom=bottom, slices=math.ceil((rng.uniform(134, 146) - bottom) / 3), domes=domes, heart=heart,
         trachea=Tube((at(0, 0, 175), at(0, 4, 90, 1), at(1, 14, 20, 1), carina), (8.3 * bore,) * 3 + (9 * bore,)),
         bronchi=bronchi,

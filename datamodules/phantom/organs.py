@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datamodules.phantom.anatomy import CAVITY, LOBES, WALL, Anatomy
-from datamodules.phantom.shapes import Canvas, Ellipsoid, Point, Tube
+from datamodules.phantom.shapes import Canvas, Ellipsoid, Point, Tube, waves
 
 # Tissue numbers and their HU; a patient's own densities replace some (see `render`).
 HU = {
@@ -24,7 +24,7 @@ BONES = ("cortex", "marrow", "cartilage", "disc", "sclerosis")
 def paint_anatomy(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
     """Paint body, chest cavity, organs, bones, vessels and airways; outer things first, inner ones over them."""
     _body(canvas, a)
-    _breasts(canvas, a)
+    _breasts(canvas, a, rng)
     _skeleton(canvas, a)
     _cavity(canvas, a)
     _abdomen(canvas, a)
@@ -50,7 +50,7 @@ def _at(a: Anatomy, p: Point) -> Point:
     return p[0] * a.scale[0], p[1] * a.scale[1], p[2] * a.scale[2]
 
 
-def _breasts(canvas: Canvas, a: Anatomy) -> None:
+def _breasts(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
     for breast in a.breasts:
         box, inside = canvas.ellipsoid(breast)
         if a.sex == "female":
@@ -59,8 +59,9 @@ def _breasts(canvas: Canvas, a: Anatomy) -> None:
             canvas.paint(box, inside, T["fat"], "breast", only=(T["air"], T["fat"], T["skin"]))
             canvas.paint(box, rim, T["skin"], only=(T["fat"],))
             x, y, z = canvas.grid(box)
-            lobules = np.sin(x * 0.5 + z * 0.2) * np.sin(y * 0.45 + 1) + np.sin(z * 0.31 + x * 0.17)
-            canvas.paint(box, inside & (q < 0.55) & (lobules > 0.15), T["gland"], only=(T["fat"],))
+            tissue = waves(rng, (x, y, z), 17) + 0.6 * waves(rng, (x, y, z), 7)
+            outside = (y < breast.center[1] + 2) & (q + 0.18 * tissue < 0.52)
+            canvas.paint(box, outside, T["gland"], only=(T["fat"],))
         else:
             canvas.paint(box, inside, T["fat"], "breast", only=(T["fat"], T["skin"]))
             nipple = Ellipsoid((breast.center[0], breast.center[1] - 4, breast.center[2]), (6, 4, 6))
@@ -223,14 +224,14 @@ def _lung_trees(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
         root = np.array(roots[lobe]) + np.array((0, 0, 6.0))
         hilum = np.array((-40 if lobe < 3 else 46, 10, -12)) * np.array(a.scale)
         canvas.paint(*canvas.capsule(tuple(hilum), tuple(root), 6.5, 5.0), T["blood"], only=lung)
-        for target in lung_targets(a, rng, lobe, 5 if lobe != 1 else 3):
+        for target in lung_targets(a, rng, lobe, 8 if lobe != 1 else 4):
             bend = root + (target - root) * 0.5 + rng.normal(0, 5, 3)
             canvas.paint(*canvas.capsule(tuple(root), tuple(bend), 4.4, 2.9, 0.7), T["vessel"], only=lung)
             canvas.paint(*canvas.capsule(tuple(bend), tuple(target), 2.9, 1.5, 0.6), T["vessel"], only=lung)
             beside = np.array((5.0, -3.0, 0.0)) * (1 if lobe < 3 else -1)
             for grow, tissue in ((1.0, "wall"), (0.0, "airway")):
                 canvas.paint(*canvas.capsule(tuple(root), tuple(bend + beside), 2.6 + grow, 1.4 + grow, 0.7), T[tissue], only=(*lung, T["wall"]))
-            for _ in range(4):
+            for _ in range(5):
                 tip = target + rng.normal(0, 20, 3)
                 canvas.paint(*canvas.capsule(tuple(bend + (target - bend) * rng.uniform(0, 1)), tuple(tip), 1.7, 0.8, 0.5), T["vessel"], only=lung)
                 for _ in range(2):
