@@ -151,6 +151,7 @@ NOISE = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
     r".*`_register_pytree_node` is deprecated.*",
+    r".*is_gradient_checkpointing.*",
     r".*torch\.jit\.script.*is deprecated.*",
 )
 
