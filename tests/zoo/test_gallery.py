@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from datamodules.study import DataFault, Study
-from zoo.gallery import write_gallery
+from zoo.gallery import Labeller, write_gallery
 from zoo.gallery.page import PALETTE
 from zoo.gallery.slices import SUBPIXEL, choose_levels, draw, outline, simplify
 from zoo.gallery.text_diff import word_diff
@@ -22,26 +22,26 @@ SIDES = {"right": ("R", "L"), "front": ("A", "P"), "head": ("S", "I")}
 
 
 def lay(orientation: tuple[str, str, str], spacing: dict[str, float]) -> Study:
-    """A box of a body with a bright cuboid near its right, front, upper corner, as a file of this orientation holds it."""
+    """A box of a body, bright near its right, front, upper corner, as a file of this orientation holds it."""
     size = {"R": 40, "L": 40, "A": 30, "P": 30, "S": 20, "I": 20}
     shape = tuple(size[letter] for letter in orientation)
     inner, corner = [], []
     for letter, count in zip(orientation, shape, strict=True):
-        towards, away = next(pair for pair in SIDES.values() if letter in pair)
+        towards, _ = next(pair for pair in SIDES.values() if letter in pair)
         inner.append(slice(count // 10, count - count // 10))
         low, high = count // 5, count // 5 + count // 4
         corner.append(slice(count - high, count - low) if letter == towards else slice(low, high))
-        assert away
     volume = np.full(shape, -1000, np.int16)
     volume[tuple(inner)] = 0
     volume[tuple(corner)] = 600
     mask = np.zeros(shape, np.uint8)
     mask[tuple(corner)] = 1
     where = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
+    masks = {"heart": mask, "left lung": np.flip(mask)}
     return Study(
         id="toy",
         volume=volume,
-        masks={"heart": mask},
+        masks=masks,
         orientation=orientation,
         spacing=tuple(spacing[where[letter]] for letter in orientation),
     )
@@ -167,13 +167,12 @@ class Toys:
         return [Study(id=name, split=split) for name in self.ids] if split == "validation" else []
 
     def read(self, study: Study) -> Study:
-        toy = lay(("R", "A", "S"), {"x": 1.0, "y": 1.0, "z": 2.0})
-        return replace(toy, id=study.id, masks={**toy.masks, "left lung": np.flip(toy.masks["heart"])})
+        return replace(lay(("R", "A", "S"), {"x": 1.0, "y": 1.0, "z": 2.0}), id=study.id)
 
     def is_phantom(self) -> bool:
         return self.phantom
 
-    def label_findings(self):
+    def label_findings(self) -> Labeller | None:
         return lambda text: frozenset(word for word in ("effusion", "nodule", "hernia") if word in text)
 
 

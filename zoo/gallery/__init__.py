@@ -6,7 +6,7 @@ import html
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.progress import track
@@ -17,13 +17,21 @@ from zoo.gallery.slices import draw
 from zoo.metrics import nlg
 from zoo.run_directory import atomic_write
 
-if TYPE_CHECKING:
-    from datamodules.report_datamodule import ReportDataModule
-
 Labeller = Callable[[str], frozenset[str]]
 
 
-def write_gallery(folder: Path, datamodule: ReportDataModule, limit: int = 40) -> Path:
+class Source(Protocol):
+    """As much of a ReportDataModule as the gallery asks for; see there."""
+
+    @property
+    def regions(self) -> tuple[str, ...]: ...
+    def studies(self, split: str) -> list[Study]: ...
+    def read(self, study: Study) -> Study: ...
+    def is_phantom(self) -> bool: ...
+    def label_findings(self) -> Labeller | None: ...
+
+
+def write_gallery(folder: Path, datamodule: Source, limit: int = 40) -> Path:
     """Writes a run's `gallery.html` from its `predictions.jsonl` and, where there, `metrics.json`.
 
     Args:
@@ -99,7 +107,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _studies(lines: list[dict[str, Any]], datamodule: ReportDataModule, path: Path) -> dict[str, Study]:
+def _studies(lines: list[dict[str, Any]], datamodule: Source, path: Path) -> dict[str, Study]:
     splits = sorted({line.get("split") or "test" for line in lines})
     studies = {study.id: study for split in splits for study in datamodule.studies(split)}
     unknown = [line["id"] for line in lines if line["id"] not in studies]

@@ -1,0 +1,146 @@
+"""`python -m zoo.predict`: a trained run reports on one examination that lies in loose files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from zoo import command
+
+if TYPE_CHECKING:
+    from zoo.config import Config
+    from zoo.run_directory import RunDirectory
+
+DESCRIPTION = """\
+Writes DIR/report.json and DIR/report.html, a self-contained page, about one examination. Which files an examination
+takes is the dataset's to say: `--checkpoint RUN --help` lists them. Report text goes to DIR alone unless --show."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return command.run(lambda: predict(sys.argv[1:] if argv is None else argv))
+
+
+def predict(argv: list[str]) -> None:
+    """Finds the run, learns from its DataModule which options there are, and reports."""
+    parser = _parser()
+    place = _checkpoint_option(argv)
+    if place is None:
+        parser.parse_intermixed_args(argv)  # prints the help, or that --checkpoint is missing
+        return
+    run, checkpoint = find_checkpoint(place)
+    from zoo.config import import_target, load
+    from zoo.study_options import add_study_options, study_arguments
+
+    study_from_files = import_target(load(run.config).values["data"]["class"]).study_from_files
+    add_study_options(parser, study_from_files)
+    arguments = parser.parse_intermixed_args(argv)
+    given = study_arguments(study_from_files, arguments)
+    _report(load(run.config, arguments.settings), run, checkpoint, given, arguments)
+
+
+def find_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
+    """The run and the checkpoint that `--checkpoint` means: a run's folder (its best), or a checkpoint in one.
+
+    Raises:
+        DataFault: There is none.
+    """
+    from datamodules.study import DataFault
+    from zoo.run_directory import RunDirectory, is_complete
+
+    if not place.exists():
+        raise DataFault(f"{place}: there is no such run folder or checkpoint")
+    is_run = (place / "config.yaml").is_file()
+    run = RunDirectory(place if is_run else place.resolve().parent.parent)
+    checkpoint = run.checkpoint("best") or run.checkpoint("last") if is_run else place
+    if not run.config.is_file():
+        raise DataFault(f"{place}: not a run folder nor a checkpoint inside one (no {run.config})")
+    if checkpoint is None or not is_complete(checkpoint):
+        raise DataFault(f"{place}: no whole checkpoint there; let zoo.fit finish an epoch first")
+    return run, checkpoint
+
+
+def _checkpoint_option(argv: list[str]) -> Path | None:
+    """`--checkpoint`, before the other options are known."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--checkpoint", type=Path)
+    try:
+        return finder.parse_known_args(argv)[0].checkpoint
+    except argparse.ArgumentError:
+        return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.predict",
+        description=DESCRIPTION,
+        epilog=command.EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="RUN", help="a run's folder, or a checkpoint in one")
+    add("--output", type=Path, required=True, metavar="DIR", help="where report.json and report.html go")
+    add("--show", action="store_true", help="print the report's text as well")
+    add("settings", nargs="*", metavar="key=value", help="settings that differ from the run's, e.g. model.llm=/weights")
+    return parser
+
+
+def _report(
+    config: Config, run: RunDirectory, checkpoint: Path, given: dict[str, Any], arguments: argparse.Namespace
+) -> None:
+    from zoo.one_report import Incomplete, build_model, generate, silent_regions, write_report
+    from zoo.trainer import quiet, seed_everything
+
+    quiet()
+    seed_everything(config.values["run"]["seed"])
+    try:
+        with _steps("reading the examination", "building the model", "writing the report", "drawing the page") as step:
+            step()
+            data = config.build("data")
+            study = data.study_from_files(**given)
+            step()
+            model = build_model(config)
+            step()
+            report = generate(config, model, checkpoint, study)
+            step()
+            page = write_report(arguments.output, config, run, checkpoint, data.regions, study, report)
+    except Incomplete as error:
+        _fail(str(error))
+    command.say(f"written: {page.with_suffix('.json')} and {page}")
+    if arguments.show:
+        print(report.text)
+    if silent := silent_regions(study, report):
+        _fail(f"the report says nothing about {len(silent)} regions shown: {', '.join(silent)}")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+@contextmanager
+def _steps(*names: str) -> Iterator[Any]:
+    """A progress bar with a name for each step; yields what is called as each begins."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(names[0], total=len(names))
+        begun = iter(range(len(names)))
+
+        def step() -> None:
+            at = next(begun)
+            progress.update(task, completed=at, description=names[at], refresh=True)
+
+        yield step
+        progress.update(task, completed=len(names), description="done")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
