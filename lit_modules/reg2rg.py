@@ -36,15 +36,16 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_modules.nets import backbones
 from lit_modules.nets.lora import LoRA, Tuning, merged, tune, without_adapters
-from lit_modules.nets.perceiver import Perceiver, PerceiverSettings
+from lit_modules.nets.perceiver import PerceiverSettings
 from lit_modules.nets.prompt import REGIONS, Prompt, add_special_tokens, check_prompt, splice, without_prefixes
 from lit_modules.nets.region_crops import unpack
-from lit_modules.nets.vit3d import Encoder3D, ViT3D
-from lit_modules.reg2rg_samples import FRAME, IGNORED, Reg2RGPreprocessor
+from lit_modules.nets.visual_embedding import FRAME, VisualEmbedding
+from lit_modules.nets.vit3d import Encoder3D
+from lit_modules.reg2rg_samples import IGNORED, Reg2RGPreprocessor
 from lit_modules.reg2rg_weights import load_weights
 from lit_modules.report_generator import RegionReport, Report, ReportGenerator, Requirement
 
@@ -54,7 +55,6 @@ VOLUME_ENCODER = Encoder3D(512, 512, patch_size=32, patch_frames=4, dim=768, dep
 MASK_ENCODER = Encoder3D(256, 64, patch_size=32, patch_frames=16, dim=255, depth=3, heads=8, mlp_dim=512, channels=1)
 PERCEIVER = PerceiverSettings()  # §IV-B: 32 embeddings a volume
 ACTIVATIONS_GIB = 3.0  # one study of ten regions, with gradient checkpointing
-VOXELS_AT_ONCE = 16 * 256 * 256 * 64  # bounds the encoder's memory; 16 volumes of the paper's size
 
 
 @dataclass(frozen=True)
@@ -81,75 +81,6 @@ class Decoding:
 
 
 LORA, DECODING, PHANTOM = LoRA(), Decoding(), backbones.PhantomSize()
-
-
-class VisualEmbedding(nn.Module):
-    """Volumes and masks to rows of the language model's embedding table.
-
-    Args:
-        vision: Encoder of volumes.
-        mask_encoder: Encoder of masks; `None` where geometry is not shown.
-        perceiver: Resampler.
-        dim: Width of the language model's embeddings.
-        freeze_vision: The encoder of volumes is not trained.
-    """
-
-    def __init__(
-        self,
-        vision: Encoder3D,
-        mask_encoder: Encoder3D | None,
-        perceiver: PerceiverSettings,
-        dim: int,
-        freeze_vision: bool,
-    ) -> None:
-        super().__init__()
-        self.vision_encoder = ViT3D(vision).requires_grad_(not freeze_vision)
-        self.perceiver = Perceiver(vision.dim, perceiver)
-        self.fc = nn.Linear(vision.dim, dim)
-        if mask_encoder is not None:
-            self.mask_encoder = ViT3D(mask_encoder)
-            self.mask_fc = nn.Linear(mask_encoder.dim, dim)
-        self.image_token_weight = nn.Parameter(torch.randn(2, dim))
-        self.region_token_weight = nn.Parameter(torch.randn(2, dim))
-        self.latents, self.freeze_vision = perceiver.latents, freeze_vision
-
-    def texture(self, volumes: Tensor) -> Tensor:
-        """`(volume, channel, height, width, depth)` → `(volume, latent, dim)` (paper Eq. 3 and 7)."""
-        at_once = max(1, VOXELS_AT_ONCE // volumes[0, 0].numel())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
-            tokens = torch.cat([self.vision_encoder(part) for part in volumes.split(at_once)])
-        return self.fc(self.perceiver(tokens))
-
-    def geometry(self, masks: Tensor) -> Tensor:
-        """`(mask, 1, height, width, depth)`, fractional after resizing → `(mask, dim)` (paper Eq. 4)."""
-        return self.mask_fc(self.mask_encoder(masks).mean(1))
-
-    def forward(
-        self, volumes: Tensor | None, volume_rows: Tensor, masks: Tensor | None, mask_rows: Tensor, shape: tuple
-    ) -> Tensor:
-        """The rows of each study's special tokens, in the order of their ids.
-
-        Args:
-            volumes: `(volume, channel, height, width, depth)` of all studies, whole ones and regions.
-            volume_rows: `(volume, 2)`: the study and the first of its rows that each volume fills.
-            masks: `(mask, 1, height, width, depth)` of all studies.
-            mask_rows: `(mask, 2)`, likewise.
-            shape: Studies and rows.
-
-        Returns:
-            `(study, special token, dim)`; rows of what is not shown are zero and never asked for.
-        """
-        frame = torch.cat((self.image_token_weight, self.region_token_weight))
-        rows = frame.new_zeros(*shape, frame.shape[1])
-        rows[:, :FRAME] = frame
-        if volumes is not None:
-            study, first = volume_rows.T[..., None]
-            rows[study, first + torch.arange(self.latents, device=first.device)] = self.texture(
-                volumes.to(frame.dtype)
-            ).to(frame.dtype)
-        if masks is not None:
-            rows[*mask_rows.T] = self.geometry(masks.to(frame.dtype)).to(frame.dtype)
-        return rows
 
 
 class Reg2RG(ReportGenerator):
@@ -241,9 +172,10 @@ class Reg2RG(ReportGenerator):
         """The tokenizer, with the prompt's special tokens, checked."""
         tokenizer = backbones.build_tokenizer(self.settings.llm)
         base = len(tokenizer)
-        vocabulary = backbones.build_config(self.settings.llm, self.settings.phantom, base).vocab_size
+        config = backbones.build_config(self.settings.llm, self.settings.phantom, base)
         add_special_tokens(tokenizer, self.prompt)
-        check_prompt(tokenizer, self.prompt, base, vocabulary)
+        longest = check_prompt(tokenizer, self.prompt, base, config.vocab_size)
+        self._check_lengths(longest, config.max_position_embeddings)
         return tokenizer
 
     @cached_property
@@ -271,14 +203,13 @@ class Reg2RG(ReportGenerator):
         settings, meta = self.settings, torch.get_default_device().type == "meta"
         vocabulary = self.first_special if settings.llm in backbones.PHANTOMS else 0
         config = backbones.build_config(settings.llm, settings.phantom, vocabulary)
-        self._check_length(config)
-        dtype = getattr(torch, settings.dtype)
-        model = backbones.build_language_model(
-            config, settings.llm, dtype, settings.phantom, settings.init_from is None
-        )
+        if not meta:
+            _ = self.tokenizer  # checked before anything large is read
+        dtype, weights = getattr(torch, settings.dtype), settings.init_from is None
+        model = backbones.build_language_model(config, settings.llm, dtype, settings.phantom, weights)
         model.generation_config = self._generation(config)  # not the one that came with the weights
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self.lang_model = tune(model, settings.llm_tuning, settings.lora)
         self.embedding_layer = VisualEmbedding(
             settings.vision,
@@ -298,12 +229,18 @@ class Reg2RG(ReportGenerator):
             self.embedding_layer.vision_encoder.eval()
         return self
 
-    def _check_length(self, config: Any) -> None:
-        limit = config.max_position_embeddings
+    def _check_lengths(self, prompt: int, limit: int) -> None:
+        """Refuses settings under which a prompt of `prompt` tokens leaves no room among `limit` positions."""
+        llm, written = self.settings.llm, self.settings.decoding.max_new_tokens
         if self.settings.max_length > limit:
+            raise ValueError(f"{llm} reads {limit} positions at most: set model.max_length={limit} or less")
+        if prompt + written > limit:
             raise ValueError(
-                f"{self.settings.llm} reads {limit} positions at most: set model.max_length={limit} or less"
+                f"{llm} reads {limit} positions at most and a prompt takes up to {prompt}: "
+                f"set model.decoding.max_new_tokens={limit - prompt} or less"
             )
+        if prompt >= self.settings.max_length:
+            raise ValueError(f"a prompt takes up to {prompt} tokens: set model.max_length above that")
 
     def _generation(self, config: Any) -> Any:
         from transformers import GenerationConfig
@@ -382,12 +319,6 @@ class Reg2RG(ReportGenerator):
     def _write(self, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
         """New token ids, `(study, position)`."""
         model = without_adapters(self.lang_model)
-        length, limit = batch["prompt"].shape[1], model.config.max_position_embeddings
-        if length + model.generation_config.max_new_tokens > limit:
-            raise ValueError(
-                f"{self.settings.llm} reads {limit} positions at most and the prompt takes {length}: "
-                f"set model.decoding.max_new_tokens={limit - length} or less"
-            )
         with merged(self.lang_model):
             return model.generate(
                 inputs_embeds=self._splice(batch["prompt"], rows), attention_mask=batch["prompt_mask"]

@@ -14,9 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules.study import Study
 from lit_modules.nets.prompt import REGIONS_AT_MOST, Prompt
 from lit_modules.nets.region_crops import GLOBAL, pack, region_crops, regions_of
+from lit_modules.nets.visual_embedding import FRAME
 
 IGNORED = -100  # a label that no loss counts
-FRAME = 4  # rows of <image>, </image>, <region>, </region>
 
 
 @dataclass(frozen=True)

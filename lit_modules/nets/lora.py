@@ -64,7 +64,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     """
     from peft.tuners.lora import LoraLayer
 
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     kept = [layer.get_base_layer().weight.data for layer in layers]
     try:
         for layer, weight in zip(layers, kept, strict=True):

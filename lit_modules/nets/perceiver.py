@@ -10,6 +10,7 @@ never uses.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ class Perceiver(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         latents = self.latents.expand(tokens.shape[0], -1, -1)
         for layer in self.layers:
-            attention, feed_forward = layer  # type: ignore[misc]
+            attention, feed_forward = cast(nn.ModuleList, layer)
             latents = attention(tokens, latents) + latents
             latents = feed_forward(latents) + latents
         return self.norm(latents)

@@ -144,7 +144,7 @@ def add_special_tokens(tokenizer: Any, prompt: Prompt) -> int:
     return base
 
 
-def check_prompt(tokenizer: Any, prompt: Prompt, base: int, vocabulary: int) -> None:
+def check_prompt(tokenizer: Any, prompt: Prompt, base: int, vocabulary: int) -> int:
     """Asserts that `tokenizer` reads the prompt as the model expects, for any tokenizer.
 
     Every special token must be exactly one id, ids must run on from the base vocabulary, stand in the prompt in order
@@ -156,6 +156,9 @@ def check_prompt(tokenizer: Any, prompt: Prompt, base: int, vocabulary: int) -> 
         prompt: What is shown.
         base: Size of its base vocabulary.
         vocabulary: Rows of the language model's embedding.
+
+    Returns:
+        Ids of the longest prompt.
 
     Raises:
         ValueError: One line that names the first difference.
@@ -179,6 +182,7 @@ def check_prompt(tokenizer: Any, prompt: Prompt, base: int, vocabulary: int) -> 
         whole = tokenizer(f"{prompt.question(regions)} {prompt.target([('lung', 'Clear.')] * regions)}")["input_ids"]
         if whole[: len(ids)] != ids:
             raise ValueError("the tokenizer reads the prompt differently when a target follows it")
+    return len(ids)
 
 
 def _check_positions(ids: list[int], prompt: Prompt, base: int, regions: int) -> None:
@@ -200,8 +204,8 @@ def _check_positions(ids: list[int], prompt: Prompt, base: int, regions: int) ->
 def _check_llama(ids: list[int], prompt: Prompt, base: int, regions: int) -> None:
     if prompt == Prompt() and len(ids) != 124 + 42 * regions:
         raise ValueError(
-            f"a prompt for {regions} regions has {len(ids)} ids with this Llama tokenizer, not {124 + 42 * regions} as the"
-            " authors': use the fast tokenizer of the original folder (tokenizer.json)"
+            f"a prompt for {regions} regions has {len(ids)} ids with this Llama tokenizer, not {124 + 42 * regions} as"
+            " the authors': use the fast tokenizer of the original folder (tokenizer.json)"
         )
     for position, token in enumerate(ids):
         if token in (base + 1, base + 3) and ids[position + 1] != LLAMA_FULL_STOP:

@@ -11,6 +11,7 @@ a three-channel encoder and counts as repeated on every channel, without the cop
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +164,7 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         for layer in self.layers:
-            for branch in layer:  # type: ignore[attr-defined]
+            for branch in cast(nn.ModuleList, layer):
                 tokens = branch(tokens)
         return tokens
 
@@ -207,7 +208,8 @@ class ViT3D(nn.Module):
             return self.to_patch_embedding(volumes)
         # Repeated channels have the mean and variance of one, so norm and projection fold into weights of one channel:
         # a third of the memory and of the multiplications.
-        patchify, norm, project, last_norm = self.to_patch_embedding
+        modules: list[Any] = list(self.to_patch_embedding)
+        patchify, norm, project, last_norm = modules
         weight = project.weight.float()
         folded = (weight * norm.weight.float()).unflatten(1, (-1, channels)).sum(-1)
         bias = project.bias.float() + weight @ norm.bias.float()

@@ -43,14 +43,13 @@ def write_llama(folder: Path, config: dict[str, Any]) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": {"content": "</s>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **config})
-    )
+    kind = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(kind | config))
     return folder
 
 
 def golden_model(golden: Path, folder: Path) -> tuple[Reg2RG, dict[str, Any], dict[str, torch.Tensor]]:
-    """The golden's own model in evaluation mode, built from a folder and a `pytorch_model.bin`; its inputs and outputs."""
+    """The golden's own model in evaluation mode, from a folder and a `pytorch_model.bin`; its inputs and outputs."""
     config, weights, expected = read_golden(golden / "reg2rg_e2e_tiny.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")
     perceiver = config["perceiver"]

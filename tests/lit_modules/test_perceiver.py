@@ -1,23 +1,20 @@
 """The resampler against the reference implementation's own numbers."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from reg2rg_tiny import read_golden
 
 from lit_modules.nets.perceiver import Perceiver, PerceiverSettings
 
 
 def test_latents_and_gradients_equal_the_reference(golden: Path) -> None:
-    with safe_open(golden / "perceiver_small.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        config = json.loads(file.metadata()["config"])
+    config, weights, tensors = read_golden(golden / "perceiver_small.safetensors")
     settings = PerceiverSettings(
         config["depth"], config["num_latents"], config["heads"], config["dim_head"], config["ff_mult"]
     )
     net = Perceiver(config["dim"], settings)
-    net.load_state_dict({key[3:]: value for key, value in tensors.items() if key.startswith("sd.")}, strict=True)
+    net.load_state_dict(weights, strict=True)
     batch, times, frames, tokens, dim = tensors["x"].shape
     assert frames == 1
     y = net(tensors["x"].view(batch * times, tokens, dim)).unflatten(0, (batch, times))

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from reg2rg_tiny import golden_model
 from torch import Tensor
 
 from lit_modules.nets.prompt import splice
 from lit_modules.reg2rg import Reg2RG
-from tests.lit_modules.reg2rg_tiny import golden_model
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,8 @@ def test_greedy_ids_equal_the_reference_in_one_padded_batch(reference) -> None:
     model, config, expected = reference
     with torch.no_grad():
         rows = golden_rows(model, config, expected)
-        prompts = [
-            ids[: int((labels != -100).nonzero()[0])] for ids, labels in zip(expected["lang_x"], expected["labels"])
-        ]
+        starts = [int((labels != -100).nonzero()[0]) for labels in expected["labels"]]
+        prompts = [ids[:start] for ids, start in zip(expected["lang_x"], starts, strict=True)]
         assert len(prompts[0]) != len(prompts[1]), "so that one of them is padded"
         pad = torch.nn.utils.rnn.pad_sequence
         batch = {

@@ -1,32 +1,16 @@
 """The volume encoder against the reference implementation's own numbers."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from reg2rg_tiny import encoder, read_golden
 
 from lit_modules.nets.vit3d import Encoder3D, LearnedPosition3D, ViT3D
 
-NAMES = {"image_patch_size": "patch_size", "frame_patch_size": "patch_frames"}
-
-
-def read(path: Path) -> tuple[dict, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The configuration, the weights under the reference's names, and the rest."""
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        config = json.loads(file.metadata()["config"])
-    weights = {key[3:]: value for key, value in tensors.items() if key.startswith("sd.")}
-    return config, weights, {key: value for key, value in tensors.items() if not key.startswith("sd.")}
-
-
-def encoder(config: dict) -> Encoder3D:
-    return Encoder3D(**{NAMES.get(key, key): value for key, value in config.items() if key != "emb_dropout"})
-
 
 def test_tokens_positions_and_gradients_equal_the_reference(golden: Path) -> None:
-    config, weights, expected = read(golden / "vit3d_small.safetensors")
+    config, weights, expected = read_golden(golden / "vit3d_small.safetensors")
     net = ViT3D(encoder(config)).eval()
     net.load_state_dict(weights, strict=True)
     x = expected["x"].clone().requires_grad_()
@@ -42,7 +26,7 @@ def test_tokens_positions_and_gradients_equal_the_reference(golden: Path) -> Non
 
 @pytest.mark.parametrize("name", ["posemb_vision", "posemb_mask"])
 def test_learned_positions_equal_the_reference(golden: Path, name: str) -> None:
-    config, weights, expected = read(golden / f"{name}.safetensors")
+    config, weights, expected = read_golden(golden / f"{name}.safetensors")
     positions = LearnedPosition3D(config["num_pos_feats"], *config["grid"])
     positions.load_state_dict(weights, strict=True)
     batch, *grid = config["call"]
@@ -58,7 +42,7 @@ def test_positions_of_a_grid_that_does_not_divide_the_tables() -> None:
 
 
 def test_mask_encoder_equals_the_reference_on_fractional_masks(golden: Path) -> None:
-    config, weights, expected = read(golden / "mask_encoder_small.safetensors")
+    config, weights, expected = read_golden(golden / "mask_encoder_small.safetensors")
     net = ViT3D(encoder(config)).eval()
     net.load_state_dict(
         {k.removeprefix("mask_encoder."): v for k, v in weights.items() if k.startswith("mask_encoder.")}

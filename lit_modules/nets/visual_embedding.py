@@ -1,0 +1,81 @@
+"""Reg2RG's volumes and masks as embeddings that a language model reads (paper §III-B and §III-C)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lit_modules.nets.perceiver import Perceiver, PerceiverSettings
+from lit_modules.nets.vit3d import Encoder3D, ViT3D
+
+FRAME = 4  # rows of <image>, </image>, <region>, </region>
+VOXELS_AT_ONCE = 16 * 256 * 256 * 64  # bounds the encoder's memory; 16 volumes of the paper's size
+
+
+class VisualEmbedding(nn.Module):
+    """Volumes and masks to rows of the language model's embedding table.
+
+    Args:
+        vision: Encoder of volumes.
+        mask_encoder: Encoder of masks; `None` where geometry is not shown.
+        perceiver: Resampler.
+        dim: Width of the language model's embeddings.
+        freeze_vision: The encoder of volumes is not trained.
+    """
+
+    def __init__(
+        self,
+        vision: Encoder3D,
+        mask_encoder: Encoder3D | None,
+        perceiver: PerceiverSettings,
+        dim: int,
+        freeze_vision: bool,
+    ) -> None:
+        super().__init__()
+        self.vision_encoder = ViT3D(vision).requires_grad_(not freeze_vision)
+        self.perceiver = Perceiver(vision.dim, perceiver)
+        self.fc = nn.Linear(vision.dim, dim)
+        if mask_encoder is not None:
+            self.mask_encoder = ViT3D(mask_encoder)
+            self.mask_fc = nn.Linear(mask_encoder.dim, dim)
+        self.image_token_weight = nn.Parameter(torch.randn(2, dim))
+        self.region_token_weight = nn.Parameter(torch.randn(2, dim))
+        self.latents, self.freeze_vision = perceiver.latents, freeze_vision
+
+    def texture(self, volumes: Tensor) -> Tensor:
+        """`(volume, channel, height, width, depth)` → `(volume, latent, dim)` (paper Eq. 3 and 7)."""
+        at_once = max(1, VOXELS_AT_ONCE // volumes[0, 0].numel())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
+            tokens = torch.cat([self.vision_encoder(part) for part in volumes.split(at_once)])
+        return self.fc(self.perceiver(tokens))
+
+    def geometry(self, masks: Tensor) -> Tensor:
+        """`(mask, 1, height, width, depth)`, fractional after resizing → `(mask, dim)` (paper Eq. 4)."""
+        return self.mask_fc(self.mask_encoder(masks).mean(1))
+
+    def forward(
+        self, volumes: Tensor | None, volume_rows: Tensor, masks: Tensor | None, mask_rows: Tensor, shape: tuple
+    ) -> Tensor:
+        """The rows of each study's special tokens, in the order of their ids.
+
+        Args:
+            volumes: `(volume, channel, height, width, depth)` of all studies, whole ones and regions.
+            volume_rows: `(volume, 2)`: the study and the first of its rows that each volume fills.
+            masks: `(mask, 1, height, width, depth)` of all studies.
+            mask_rows: `(mask, 2)`, likewise.
+            shape: Studies and rows.
+
+        Returns:
+            `(study, special token, dim)`; rows of what is not shown are zero and never asked for.
+        """
+        frame = torch.cat((self.image_token_weight, self.region_token_weight))
+        rows = frame.new_zeros(*shape, frame.shape[1])
+        rows[:, :FRAME] = frame
+        if volumes is not None:
+            study, first = volume_rows.T[..., None]
+            rows[study, first + torch.arange(self.latents, device=first.device)] = self.texture(
+                volumes.to(frame.dtype)
+            ).to(frame.dtype)
+        if masks is not None:
+            rows[*mask_rows.T] = self.geometry(masks.to(frame.dtype)).to(frame.dtype)
+        return rows
