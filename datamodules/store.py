@@ -59,15 +59,15 @@ class Store:
         return self.path(study).is_file()
 
     def load(self, study: Study) -> dict[str, np.ndarray]:
-        """The arrays.
+        """The arrays, mapped from the file: what is not used is not read, and writing to them changes no file.
 
         Raises:
             DataFault: There is no item, or it cannot be read.
         """
         path = self.path(study)
         try:
-            with safe_open(path, framework="np") as item:
-                return {name: item.get_tensor(name) for name in item.keys()}  # noqa: SIM118  # no mapping
+            with safe_open(path, framework="pt") as item:  # torch's tensors are mapped, numpy's would be copied
+                return {name: item.get_tensor(name).numpy() for name in item.keys()}  # noqa: SIM118  # no mapping
         except FileNotFoundError:
             raise DataFault(f"{path}: {study.id} is not in the store; prepare the data first") from None
         except SafetensorError as error:

@@ -1,0 +1,58 @@
+"""CTRG-Chest-548K's layout, its split and its faults."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_ct import ctrg, write_rows
+
+from datamodules.ctrg_chest import CTRGChest
+from datamodules.study import DataFault
+
+
+def test_reads_the_layout(tmp_path):
+    data = CTRGChest(str(ctrg(tmp_path)))
+    assert [study.id for study in data.studies("train")] == ["1", "2", "3"]
+    assert [study.id for study in data.studies("test")] == ["4", "5"]
+    study = data.read(data.studies("test")[0])
+    assert study.report == "Heart 4. Comparison with the last scan."  # the whole report, other sentences included
+    assert study.regions == {"heart": "Heart 4."} and set(study.masks) == {"heart", "lung"}
+
+
+def test_an_annotation_without_splits_is_parted_once(tmp_path):
+    root = ctrg(tmp_path, 10, 0, parted=False)
+    data = CTRGChest(str(root), seed=1)
+    train, test = ({study.id for study in data.studies(split)} for split in ("train", "test"))
+    assert len(train) == 8 and len(test) == 2 and not train & test
+    again = CTRGChest(str(root), seed=2)  # the first to ask decided
+    assert {study.id for study in again.studies("train")} == train
+    (root / "split_8_2.json").unlink()
+    assert {study.id for study in CTRGChest(str(root), seed=1).studies("train")} == train
+    (root / "split_8_2.json").write_text(json.dumps({"train": ["1"], "test": []}))
+    with pytest.raises(DataFault, match="split_8_2.json: names other studies"):
+        CTRGChest(str(root)).studies("train")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda root: (root / "CTRG-Chest-548K_volume/2.nii.gz").unlink(), "annotation.json: 2 has a report, but there is no"),
+        (lambda root: (root / "CTRG-Chest-548K_volume/2.nii.gz").rename(root / "CTRG-Chest-548K_volume/77.nii.gz"), "77.nii.gz"),
+        (lambda root: (root / "region_mask/seg_1/heart.nii.gz").unlink(), "seg_1/heart.nii.gz: missing mask"),
+        (lambda root: (root / "region_report.csv").unlink(), "region_report.csv: no such file"),
+        (lambda root: write_rows(root / "region_report.csv", [("1.nii.gz", "liver", "Text.")]), "'liver' is not in the list"),
+        (lambda root: write_rows(root / "region_report.csv", [("1.nii.gz", "heart", "Text.")]), "2 has no region's report"),
+        (lambda root: (root / "annotation.json").write_text("{"), "annotation.json: is no JSON"),
+        (lambda root: (root / "annotation.json").write_text('{"train": [{"name": 1}]}'), "annotation.json: expected"),
+        (lambda root: (root / "annotation.json").write_text('{"train": [{"id": 1, "text": ""}], "test": []}'), "keys are id, text"),
+        (
+            lambda root: (root / "annotation.json").write_text(json.dumps(dict.fromkeys(("train", "test"), [{"id": 1, "finding": ""}]))),
+            "1 stand in train and in test",
+        ),
+    ],
+)  # fmt: skip
+def test_faults(tmp_path, break_it, expected):
+    break_it(ctrg(tmp_path))
+    with pytest.raises(DataFault, match=expected):
+        CTRGChest(str(tmp_path)).studies("train")
