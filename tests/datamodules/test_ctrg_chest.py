@@ -34,24 +34,33 @@ def test_an_annotation_without_splits_is_parted_once(tmp_path):
         CTRGChest(str(root)).studies("train")
 
 
+def _annotate(root, content):
+    (root / "annotation.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def _report(root, region):
+    write_rows(root / "region_report.csv", [("1.nii.gz", region, "Text.")])
+
+
+VOLUME, TABLE = "CTRG-Chest-548K_volume", "annotation.json"
+TWICE = {"train": [{"id": 1, "finding": ""}], "test": [{"id": 1, "finding": ""}]}
+
+
 @pytest.mark.parametrize(
     ("break_it", "expected"),
     [
-        (lambda root: (root / "CTRG-Chest-548K_volume/2.nii.gz").unlink(), "annotation.json: 2 has a report, but there is no"),
-        (lambda root: (root / "CTRG-Chest-548K_volume/2.nii.gz").rename(root / "CTRG-Chest-548K_volume/77.nii.gz"), "77.nii.gz"),
+        (lambda root: (root / VOLUME / "2.nii.gz").unlink(), f"{TABLE}: 2 has a report, but there is no"),
+        (lambda root: (root / VOLUME / "2.nii.gz").rename(root / VOLUME / "77.nii.gz"), "77.nii.gz: .* does not name it"),
         (lambda root: (root / "region_mask/seg_1/heart.nii.gz").unlink(), "seg_1/heart.nii.gz: missing mask"),
         (lambda root: (root / "region_report.csv").unlink(), "region_report.csv: no such file"),
-        (lambda root: write_rows(root / "region_report.csv", [("1.nii.gz", "liver", "Text.")]), "'liver' is not in the list"),
-        (lambda root: write_rows(root / "region_report.csv", [("1.nii.gz", "heart", "Text.")]), "2 has no region's report"),
-        (lambda root: (root / "annotation.json").write_text("{"), "annotation.json: is no JSON"),
-        (lambda root: (root / "annotation.json").write_text('{"train": [{"name": 1}]}'), "annotation.json: expected"),
-        (lambda root: (root / "annotation.json").write_text('{"train": [{"id": 1, "text": ""}], "test": []}'), "keys are id, text"),
-        (
-            lambda root: (root / "annotation.json").write_text(json.dumps(dict.fromkeys(("train", "test"), [{"id": 1, "finding": ""}]))),
-            "1 stand in train and in test",
-        ),
+        (lambda root: _report(root, "liver"), "'liver' is not in the list"),
+        (lambda root: _report(root, "heart"), "2 has no region's report"),
+        (lambda root: _annotate(root, "{"), f"{TABLE}: is no JSON"),
+        (lambda root: _annotate(root, {"train": [{"name": 1}]}), f"{TABLE}: expected"),
+        (lambda root: _annotate(root, {"train": [{"id": 1, "text": ""}], "test": []}), "keys are id, text"),
+        (lambda root: _annotate(root, TWICE), "1 stand in train and in test"),
     ],
-)  # fmt: skip
+)
 def test_faults(tmp_path, break_it, expected):
     break_it(ctrg(tmp_path))
     with pytest.raises(DataFault, match=expected):

@@ -8,13 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
+import small_ct
+from small_ct import Means, radgenome
 
 from datamodules.ct_volume import read_nifti
 from datamodules.masks import REGIONS, TOTALSEGMENTATOR
 from datamodules.radgenome_chestct import RadGenomeChestCT
 from datamodules.study import DataFault
-import small_ct
-from small_ct import Means, radgenome
 
 
 @pytest.fixture
@@ -46,8 +46,9 @@ def test_reads_the_layout(root):
 
 def test_rows_as_the_reference_reads_them(root):
     name = "train_1_a_1.nii.gz"
-    rows = [(name, "lung", "First."), (name, "", "Of the whole."), (name, "nan", "Of the whole."), (name, "lung", "Last."),
-            (name, "lung/left lung", "Of a part."), (name, "trachea and bronchie", "Open.")]  # fmt: skip
+    texts = [("lung", "First."), ("", "Of the whole."), ("nan", "Of the whole."), ("lung", "Last."),
+             ("lung/left lung", "Of a part."), ("trachea and bronchie", "Open.")]  # fmt: skip
+    rows = [(name, *text) for text in texts]
     small_ct.write_rows(root / "radgenome_files/train_region_report.csv", rows)
     small_ct.save(small_ct.mask(4), _mask(root, "train_1_a_1", "trachea and bronchie"))
     data = RadGenomeChestCT(str(root), limit=1)
@@ -93,7 +94,7 @@ def _truncate(path):
     [
         (lambda v, m: small_ct.save(np.zeros(small_ct.SHAPE, np.uint8), m), "heart.nii.gz: empty mask"),
         (lambda v, m: small_ct.save(small_ct.mask(0)[:-1], m), r"heart.nii.gz: has shape \(19, 18, 10\)"),
-        (lambda v, m: small_ct.save(small_ct.mask(0), m, np.eye(4)), "heart.nii.gz: its affine places it up to .* mm off"),
+        (lambda v, m: small_ct.save(small_ct.mask(0), m, np.eye(4)), "heart.nii.gz: its affine places it"),
         (lambda v, m: small_ct.save(small_ct.mask(0) * 255, m), "heart.nii.gz: a mask holds 0 and 1"),
         (lambda v, m: _truncate(m), "heart.nii.gz: cannot be read"),
         (lambda v, m: _truncate(v), "train_1_a_1.nii.gz: cannot be read"),

@@ -121,7 +121,7 @@ def test_a_read_only_folder_is_named(data, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # permissions do not stop root, who may run this
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # permissions would not stop root
     with pytest.raises(OSError, match="Read-only file system; set data.store to a folder that can be written") as caught:
         _build(data, Store(tmp_path / "store", {}), Means())
     assert caught.value.errno == errno.EROFS
