@@ -26,7 +26,7 @@ holds one, for that one is as wide as another language model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -268,8 +268,13 @@ class Reg2RG(ReportGenerator):
         pairs = zip(batch["pixels"], batch["regions"], strict=True)
         volumes, masks = zip(*(unpack(packed, regions, self.settings.size) for packed, regions in pairs), strict=True)
         length = FRAME + self.prompt.latents + self.prompt.stride * max(map(len, batch["regions"]))
+        none = self.embedding_layer.fc.weight.new_zeros(0, 1, *self.settings.size)
         return self.embedding_layer(
-            _together(volumes), batch["volume_rows"], _together(masks), batch["mask_rows"], (len(batch["ids"]), length)
+            torch.cat([part for part in volumes if part is not None] or [none]),
+            batch["volume_rows"],
+            torch.cat([part for part in masks if part is not None] or [none]),
+            batch["mask_rows"],
+            (len(batch["ids"]), length),
         )
 
     def _loss(self, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
@@ -378,11 +383,6 @@ GROUPS = {
     "perceiver": PerceiverSettings,
     "decoding": Decoding,
 }
-
-
-def _together(parts: Sequence[Tensor | None]) -> Tensor | None:
-    there = [part for part in parts if part is not None]
-    return torch.cat(there) if there else None
 
 
 def _plain(value: Any) -> Any:

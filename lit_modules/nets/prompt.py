@@ -53,8 +53,8 @@ class Prompt:
     align: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.texture or self.geometry or self.global_context):
-            raise ValueError("nothing to show: at least one of texture, geometry and global_context must be on")
+        if not (self.texture or self.global_context):
+            raise ValueError("no volume to show: at least one of model.texture and model.global_context must be on")
 
     @property
     def shows_regions(self) -> bool:

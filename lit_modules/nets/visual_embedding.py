@@ -44,19 +44,21 @@ class VisualEmbedding(nn.Module):
 
     def texture(self, volumes: Tensor) -> Tensor:
         """`(volume, channel, height, width, depth)` → `(volume, latent, dim)` (paper Eq. 3 and 7)."""
-        at_once = max(1, VOXELS_AT_ONCE // volumes[0, 0].numel())
+        dtype, at_once = self.fc.weight.dtype, max(1, VOXELS_AT_ONCE // volumes.shape[2:].numel())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
-            tokens = torch.cat([self.vision_encoder(part) for part in volumes.split(at_once)])
+            tokens = torch.cat([self.vision_encoder(part.to(dtype)) for part in volumes.split(at_once)])
         return self.fc(self.perceiver(tokens))
 
     def geometry(self, masks: Tensor) -> Tensor:
         """`(mask, 1, height, width, depth)`, fractional after resizing → `(mask, dim)` (paper Eq. 4)."""
-        return self.mask_fc(self.mask_encoder(masks).mean(1))
+        return self.mask_fc(self.mask_encoder(masks.to(self.fc.weight.dtype)).mean(1))
 
     def forward(
-        self, volumes: Tensor | None, volume_rows: Tensor, masks: Tensor | None, mask_rows: Tensor, shape: tuple
+        self, volumes: Tensor, volume_rows: Tensor, masks: Tensor, mask_rows: Tensor, shape: tuple[int, int]
     ) -> Tensor:
         """The rows of each study's special tokens, in the order of their ids.
+
+        Encoders run even on no volume or mask at all, so that every process of a distributed run has their gradients.
 
         Args:
             volumes: `(volume, channel, height, width, depth)` of all studies, whole ones and regions.
@@ -71,11 +73,10 @@ class VisualEmbedding(nn.Module):
         frame = torch.cat((self.image_token_weight, self.region_token_weight))
         rows = frame.new_zeros(*shape, frame.shape[1])
         rows[:, :FRAME] = frame
-        if volumes is not None:
-            study, first = volume_rows.T[..., None]
-            rows[study, first + torch.arange(self.latents, device=first.device)] = self.texture(
-                volumes.to(frame.dtype)
-            ).to(frame.dtype)
-        if masks is not None:
-            rows[*mask_rows.T] = self.geometry(masks.to(frame.dtype)).to(frame.dtype)
+        study, first = volume_rows.T[..., None]
+        texture = self.texture(volumes).to(rows.dtype)  # autocast may have changed it
+        rows[study, first + torch.arange(self.latents, device=first.device)] = texture
+        if hasattr(self, "mask_encoder"):
+            study, first = mask_rows.T
+            rows[study, first] = self.geometry(masks).to(rows.dtype)
         return rows

@@ -184,9 +184,9 @@ def test_shifted_or_split_special_tokens_are_refused() -> None:
         check_prompt(bare, Prompt(), 32000, 32000)
 
 
-def test_nothing_to_show_is_refused() -> None:
+def test_no_volume_to_show_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        Prompt(texture=False, geometry=False, global_context=False)
+        Prompt(texture=False, global_context=False)
 
 
 def test_targets_are_read_back_region_by_region() -> None:
