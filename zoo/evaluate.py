@@ -40,6 +40,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from zoo.metrics.engine import evaluate
     from zoo.metrics.predictions import read_predictions
     from zoo.metrics.protocols import PROTOCOLS
+    from zoo.metrics.regions import region_scores_of_texts
     from zoo.metrics.table import show
 
     if options.protocol not in PROTOCOLS:
@@ -47,7 +48,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     named = [getattr(options, what) for what in COLUMNS]
     columns, rows = read_predictions(options.file, named, KNOWN_COLUMNS)
     ids, references, predictions = zip(*rows, strict=True)
-    result = evaluate(references, predictions, ids, options.protocol, progress=sys.stderr.isatty())
+    result = evaluate(references, predictions, ids, options.protocol, progress=True)
+    regions = region_scores_of_texts(references, predictions, ids, options.protocol)
+    if regions:
+        result["regions"] = regions
     result["provenance"] |= {"file": options.file.name, "columns": dict(zip(COLUMNS, columns, strict=True))}
     if options.json:
         from zoo.run_directory import atomic_write

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from datamodules.study import DataFault
@@ -54,9 +55,9 @@ def evaluate(
     pairs = Pairs([rules.prepare(text) for text in references], [rules.prepare(text) for text in predictions])
     chosen = {key: metric for key, metric in rules.metrics.items() if metric.cheap or not cheap}
     metrics, skipped, values = {}, {}, {}
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), disable=not progress
-    ) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = get_console()  # the one that Lightning's bar uses, so that this bar goes below it
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
         task = bar.add_task(f"Scoring {len(ids)} reports", total=len(chosen))
         for key, metric in chosen.items():
             bar.update(task, description=f"Scoring {len(ids)} reports: {metric.label}")

@@ -58,7 +58,7 @@ def _title(result: Mapping[str, Any], what: str) -> str:
 def _main_table(result: Mapping[str, Any]) -> Table:
     baselines: Mapping[str, Any] = result.get("baselines") or {}
     table = Table()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     table.add_column("method" if baselines else "mean", justify="right", style="bold")
     for name in baselines or ("std", "overall"):
         table.add_column(name, justify="right")
@@ -73,7 +73,7 @@ def _main_table(result: Mapping[str, Any]) -> Table:
 
 def _region_table(result: Mapping[str, Any]) -> Table:
     table = Table()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in ("precision", "recall", "F1", "texts", "BLEU-4", "ROUGE-L"):
         table.add_column(name, justify="right")
     for name, region in result["regions"].items():

@@ -1,0 +1,180 @@
+"""Scores a run's reports: gathers them from all processes, checks that none is missing, computes the metrics once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from datamodules.report_datamodule import ReportDataModule
+from datamodules.study import Study
+from lit_modules.report_generator import Report
+from zoo.command import UsageError
+from zoo.metrics.baselines import report_of, trivial_reports
+from zoo.metrics.protocols import PROTOCOLS
+from zoo.metrics.run import quick_metrics, run_metrics
+from zoo.run_directory import atomic_write
+
+Said = dict[str, Any]  # a Report without its evidence, as plain data
+
+
+class ClinicalEfficacy(L.Callback):
+    """Metrics of the generated reports, logged as `validation/bleu_4`, `test/region_f1`, ….
+
+    Validation computes the cheap metrics; the test computes all of them and writes `predictions.jsonl` and
+    `metrics.json` into the Trainer's `default_root_dir`. `metrics.json` holds no time and no place: the same
+    predictions give the same file.
+
+    Args:
+        protocol: How texts are scored, a key of `zoo.metrics.protocols.PROTOCOLS`.
+        every_n_epochs: Score the validation after every so many epochs.
+    """
+
+    def __init__(self, protocol: str = "reg2rg", every_n_epochs: int = 1) -> None:
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"metrics.protocol={protocol}: choose from {', '.join(PROTOCOLS)}")
+        if every_n_epochs < 1:
+            raise UsageError(f"metrics.every_n_epochs={every_n_epochs}: must be at least 1")
+        self.protocol, self.every_n_epochs = protocol, every_n_epochs
+        self._said: list[Said] = []
+
+    # Collecting
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets what an interrupted validation left."""
+        self._said = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the batch's reports."""
+        self._said += [_plain(report) for report in outputs["reports"]]
+
+    on_test_batch_end = on_validation_batch_end
+
+    # Scoring
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the cheap metrics."""
+        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        data = _datamodule(trainer)
+        lines = self._lines(trainer, data, "validation")
+        result = None
+        if trainer.is_global_zero:
+            result = quick_metrics(lines, self.protocol, data.regions, data.label_findings())
+        self._log(trainer, pl_module, "validation", result)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs all metrics and writes `predictions.jsonl` and `metrics.json`."""
+        data = _datamodule(trainer)
+        lines = self._lines(trainer, data, "test")
+        result = None
+        if trainer.is_global_zero:
+            label = data.label_findings()
+            baselines = trivial_reports(data.studies("train"), data.regions, label)
+            result = run_metrics(
+                lines, self.protocol, data.regions, label, baselines, progress=trainer.progress_bar_callback is not None
+            )
+            result = {"phantom": data.is_phantom(), "split": lines[0]["split"]} | result
+            folder = Path(trainer.default_root_dir)
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            atomic_write(folder / "predictions.jsonl", text)
+            atomic_write(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        self._log(trainer, pl_module, "test", result)
+
+    def _lines(self, trainer: L.Trainer, data: ReportDataModule, split: str) -> list[dict[str, Any]]:
+        """The lines of `predictions.jsonl`, in the dataset's order, on every process."""
+        said = {report["id"]: report for part in _gather(self._said) for report in part}
+        self._said = []
+        studies = data.studies(split)
+        limit = trainer.limit_val_batches if split == "validation" else trainer.limit_test_batches
+        check_complete(said, studies, split, partial=isinstance(limit, int) or limit < 1.0)  # 1 is one batch, 1.0 all
+        label = data.label_findings()
+        return [_line(study, said[study.id], data, label) for study in studies if study.id in said]
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, result: dict[str, Any] | None) -> None:
+        numbers = {f"{split}/{key}": entry["value"] for key, entry in result["metrics"].items()} if result else {}
+        numbers = trainer.strategy.broadcast(numbers)  # every process logs, so that a checkpoint may monitor them
+        pl_module.log_dict(numbers)
+        for key, entry in (result or {"skipped": {}})["skipped"].items():
+            rank_zero_info(f"{split}/{key} is absent: {entry['reason']}; {entry['how_to']}")
+
+
+def check_complete(said: dict[str, Said], studies: list[Study], split: str, partial: bool = False) -> None:
+    """Every study has a report, and every report a study.
+
+    Args:
+        said: Study id → report.
+        studies: The studies that were to be reported.
+        split: Their split, for the message.
+        partial: The Trainer was told to take only some batches.
+
+    Raises:
+        RuntimeError: Reports are missing, or belong to no study.
+    """
+    expected = [study.id for study in studies]
+    missing = [name for name in expected if name not in said]
+    unknown = sorted(set(said) - set(expected))
+    if unknown:
+        raise RuntimeError(f"{len(unknown)} reports are of no study of the {split} split: {', '.join(unknown[:5])}")
+    if partial and said:
+        rank_zero_warn(f"only {len(said)} of {len(expected)} studies of the {split} split were reported, as limited")
+    elif missing or not expected:
+        names = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise RuntimeError(f"{len(missing)} of {len(expected)} studies of the {split} split have no report: {names}")
+
+
+def _plain(report: Report) -> Said:
+    regions = [{"region": row.region, "named": row.named, "text": row.text} for row in report.regions or ()]
+    return {"id": report.study_id, "text": report.text, "raw": report.raw, "regions": regions}
+
+
+def _line(study: Study, said: Said, data: ReportDataModule, label: Any) -> dict[str, Any]:
+    reference = report_of(study, data.regions)
+    known = study.regions or {}
+    regions = [
+        {
+            "region": row["region"],
+            "named": row["named"],
+            "reference": known.get(row["region"]),
+            "prediction": row["text"],
+        }
+        for row in said["regions"]
+    ]
+    return {
+        "id": study.id,
+        "reference": reference,
+        "prediction": said["text"],
+        "raw": said["raw"],
+        "regions": regions,
+        "findings": None if label is None else sorted(label(reference)),
+        "split": study.split,
+    }
+
+
+def _gather(said: list[Said]) -> list[list[Said]]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [said]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, said)
+    return parts
+
+
+def _datamodule(trainer: L.Trainer) -> ReportDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ReportDataModule):
+        raise RuntimeError("give the Trainer a ReportDataModule: its studies are the references")
+    return data
