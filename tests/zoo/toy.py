@@ -1,21 +1,24 @@
 """A method and a dataset small enough to fit in a second, to test the commands with."""
 
+import io
 import json
+import multiprocessing
 import os
 import random
-import time
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import Study
 from lit_modules.report_generator import Report, ReportGenerator, Requirement
+from zoo.fit import main
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,15 @@ class ToyPreprocessor:
         return {"toy": 1}
 
     def arrays(self, study):
-        return {"x": np.asarray(study.volume, np.float32)}
+        random_of_study = random.Random(study.id)
+        return {"x": np.array([random_of_study.gauss(0, 1) for _ in range(4)], np.float32)}
 
     def __call__(self, study, arrays, rng):
-        time.sleep(float(os.environ.get("TOY_SECONDS", "0")))
         noise = rng.gauss(0, 0.1) if rng else 0.0
-        return {"id": study.id, "x": torch.from_numpy(arrays["x"]) + noise, "reference": study.report}
+        return {"id": study.id, "x": torch.from_numpy(np.array(arrays["x"])) + noise}
 
     def collate(self, samples):
-        return {
-            "ids": [sample["id"] for sample in samples],
-            "x": torch.stack([sample["x"] for sample in samples]),
-            "references": [sample["reference"] for sample in samples],
-        }
+        return {"ids": [sample["id"] for sample in samples], "x": torch.stack([sample["x"] for sample in samples])}
 
 
 class ToyGenerator(ReportGenerator):
@@ -62,14 +61,13 @@ class ToyGenerator(ReportGenerator):
         if net.width < 1:
             raise ValueError("net.width must be positive")
         self.net, self.lr, self.optimizer, self.betas, self.weights = net, lr, optimizer, betas, weights
-        self.layers = None
 
     def preprocessor(self):
         return ToyPreprocessor()
 
     def configure_model(self):
-        if self.layers is None:
-            width, dropout = self.net.width, self.net.dropout
+        width, dropout = self.net.width, self.net.dropout
+        if not hasattr(self, "layers"):
             self.layers = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1))
 
     def loss(self, batch):
@@ -107,19 +105,13 @@ class ToyData(ReportDataModule):
         super().__init__(root, **options)
         self.studies_per_patient = studies_per_patient
 
-    def _row(self, split, number):
-        values = [random.Random(f"{split}{number}").gauss(0, 1) for _ in range(4)]
-        return Study(
-            id=f"{split}{number}", split=split, report=f"value {sum(values):.3f}", regions={"heart": "normal"}
-        ), values
-
     def list_studies(self, split):
-        counts = json.loads((self.root / "PHANTOM.json").read_text())
-        return [self._row(split, number)[0] for number in range(counts[split])][: self.limit], []
+        count = json.loads((self.root / "PHANTOM.json").read_text())[split]
+        names = [f"{split}{number}" for number in range(count)][: self.limit]
+        return [Study(id=name, split=split, report=f"the value of {name}", regions={"heart": "normal"}) for name in names], []
 
     def inspect(self, study):
-        number = int(study.id.removeprefix(study.split))
-        return Study(**{**study.__dict__, "volume": np.array(self._row(study.split, number)[1], np.float32)}), []
+        return study, []
 
     def draw_phantom(self, train, validation):
         self.root.mkdir(parents=True, exist_ok=True)
@@ -137,8 +129,45 @@ class OtherData(ToyData):
         self.flavour = flavour
 
 
-class NoMetrics(Callback):
-    """Stands in for the metric callback."""
+def killed_at(call, name="training_step"):
+    """A patch for `fit`: the process ends, as `kill -9` does, when the step is called for the `call`th time."""
+    original, calls = getattr(ToyGenerator, name), []
 
-    def __init__(self, protocol: str = "none"):
-        self.protocol = protocol
+    def step(self, batch, batch_idx):
+        calls.append(batch_idx)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch, batch_idx)
+
+    return ToyGenerator, name, step
+
+
+def killed_in_save(number):
+    """A patch for `fit`: the process ends half-way through the file that it saves as the `number`th."""
+    original, calls = torch.save, []
+
+    def save(checkpoint, file):
+        calls.append(1)
+        if len(calls) == number:
+            buffer = io.BytesIO()
+            original(checkpoint, buffer)
+            file.write(buffer.getvalue()[: buffer.tell() // 2])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(checkpoint, file)
+
+    return torch, "save", save
+
+
+def fit(*arguments, patch=None):
+    """Runs `zoo.fit` on the toy in a process of its own; returns its exit code (-9 when it was killed)."""
+
+    def body():
+        if patch is not None:
+            setattr(*patch)
+        sys.exit(main(["--method", "toy", *arguments]))
+
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    process.join()
+    return process.exitcode

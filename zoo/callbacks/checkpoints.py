@@ -126,25 +126,29 @@ class StepSeeds(Callback):
         seed: The run's seed.
     """
 
-    STAGES = {"train": 0, "validation": 1, "test": 2, "predict": 3}
+    STAGES = {"build": 0, "train": 1, "validation": 2, "test": 3, "predict": 4}
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Comes before the networks are built, and after the data are prepared, which may draw numbers or not."""
+        self._seed("build", 0, 0)
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed(trainer, "train", trainer.fit_loop.total_batch_idx)
+        self._seed("train", trainer.fit_loop.total_batch_idx, trainer.global_rank)
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed(trainer, "validation", batch[1])
+        self._seed("validation", batch[1], trainer.global_rank)
 
     def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed(trainer, "test", batch[1])
+        self._seed("test", batch[1], trainer.global_rank)
 
     def on_predict_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed(trainer, "predict", batch[1])
+        self._seed("predict", batch[1], trainer.global_rank)
 
-    def _seed(self, trainer: L.Trainer, stage: str, index: int) -> None:
-        sequence = np.random.SeedSequence([self.seed, self.STAGES[stage], index, trainer.global_rank])
+    def _seed(self, stage: str, index: int, rank: int) -> None:
+        sequence = np.random.SeedSequence([self.seed, self.STAGES[stage], index, rank])
         words = [int(word) for word in sequence.generate_state(3)]
         random.seed(words[0])
         np.random.seed(words[1])
