@@ -1,7 +1,7 @@
 """The healthy thorax of one phantom patient: sizes and positions in mm, and where its lungs and lobes lie.
 
 Proportions are plain textbook ones (a chest about 26 cm wide inside, a trachea of 17 mm, a heart of 45 % of the chest's
-width); every patient stretches them along three axes and shifts organs a little. The carina is the origin (see `shapes`).
+width); every patient stretches them along three axes and shifts organs a little. The carina is the origin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datamodules.phantom.shapes import Ellipsoid, Point, Tube
 LOBES = ("right upper lobe", "right middle lobe", "right lower lobe", "left upper lobe", "left lower lobe")
 ROUND = 2.2  # exponent of the superellipses that the body and the rib cage are cut from
 
-# Level (mm above the carina) → half-width, half-depth, middle's y: the inside of the rib cage, then the muscle wall around it.
+# Level (mm above the carina) → half-width, half-depth, middle's y: inside of the rib cage, then the muscle around it.
 CAVITY = np.array([
     (-175, 126, 82, 2), (-100, 132, 86, 2), (-40, 128, 84, 0), (0, 119, 78, 2), (40, 103, 67, 8),
     (70, 84, 53, 14), (88, 66, 40, 19), (102, 50, 27, 24), (110, 34, 14, 27), (114, 8, 3, 28), (180, 8, 3, 28),
@@ -28,8 +28,8 @@ WALL = np.array([
 ])  # fmt: skip
 # Level → half-width, half-depth, middle's y of what lies between the lungs.
 BETWEEN = np.array([
-    (-175, 30, 70, 14), (-80, 27, 72, 14), (-30, 28, 76, 8), (0, 33, 76, 4), (30, 36, 72, 2), (60, 31, 62, 2), (112, 29, 48, 14),
-    (180, 29, 48, 14),
+    (-175, 30, 70, 14), (-80, 27, 72, 14), (-30, 28, 76, 8), (0, 33, 76, 4), (30, 36, 72, 2), (60, 31, 62, 2),
+    (112, 29, 48, 14), (180, 29, 48, 14),
 ])  # fmt: skip
 
 
@@ -111,10 +111,12 @@ class Anatomy:
     def spine_y(self, z: np.ndarray | float) -> np.ndarray:
         """y of the vertebral bodies' middle at level z: a gentle kyphosis."""
         level = np.asarray(z, np.float32) / self.scale[2]
-        return np.interp(level, (-175, -80, 0, 60, 110, 150), (52, 60, 64, 58, 46, 38)).astype(np.float32) * self.scale[1]
+        return (
+            np.interp(level, (-175, -80, 0, 60, 110, 150), (52, 60, 64, 58, 46, 38)).astype(np.float32) * self.scale[1]
+        )
 
     def lungs(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Whether points belong to a lung (x, y, z broadcast): inside the ribs, beside the mediastinum, above the diaphragm."""
+        """Whether points (x, y, z broadcast) lie in a lung: inside the ribs, off the mediastinum, above the diaphragm."""
         inside = self.rho(CAVITY, x, y, z) < 1
         a, b, c = self.profile(BETWEEN, z)
         inside &= (x / a) ** 2 + ((y - c) / b) ** 2 > 1
@@ -124,15 +126,22 @@ class Anatomy:
         aorta_x = np.interp(z, (-175, 0, 25), (8, 22, 22)) * self.scale[0]
         return inside & (((x - aorta_x) ** 2 + (y - self.spine_y(z) + 22 * self.scale[1]) ** 2 > 18**2) | (z > 45))
 
-    def fissures(self, y: np.ndarray) -> tuple[np.ndarray, float]:
+    def fissures(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Height of the oblique fissure at `y`, and of the horizontal one (mm)."""
-        return (-34 + 1.1 * y / self.scale[1]) * self.scale[2], -16 * self.scale[2]
+        return (-34 + 1.1 * y / self.scale[1]) * self.scale[2], (-12 + 0.3 * y / self.scale[1]) * self.scale[2]
 
     def lobe(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Number of the lobe (index into LOBES) that points inside the lungs belong to."""
         oblique, horizontal = self.fissures(y)
         right = np.where(z < oblique, 2, np.where(z < horizontal, 1, 0))
         return np.where(x < 0, right, np.where(z < oblique, 4, 3))
+
+
+def chest_front(scale: Point, x: float, z: float) -> Point:
+    """The point on the front of the chest muscle at a place of the template (mm before scaling)."""
+    wide, deep, middle = (float(np.interp(z, WALL[:, 0], WALL[:, k])) for k in (1, 2, 3))
+    y = middle - deep * (1 - abs(x / wide) ** ROUND) ** (1 / ROUND)
+    return x * scale[0], y * scale[1], z * scale[2]
 
 
 def draw_anatomy(rng: random.Random, heart_size: float = 1.0, thyroid_size: float = 1.0) -> Anatomy:
@@ -142,14 +151,18 @@ def draw_anatomy(rng: random.Random, heart_size: float = 1.0, thyroid_size: floa
     scale = (body * rng.uniform(0.94, 1.05), body * rng.uniform(0.92, 1.08), body * rng.uniform(0.95, 1.05))
 
     def at(x: float, y: float, z: float, jitter: float = 0.0) -> Point:
-        return tuple(v * s + rng.uniform(-jitter, jitter) for v, s in zip((x, y, z), scale, strict=True))  # type: ignore[return-value]
+        a, b, c = (rng.uniform(-jitter, jitter) for _ in range(3))
+        return x * scale[0] + a, y * scale[1] + b, z * scale[2] + c
 
     def organ(x: float, y: float, z: float, radii: Point, jitter: float = 3.0) -> Ellipsoid:
         size = rng.uniform(0.93, 1.07)
-        return Ellipsoid(at(x, y, z, jitter), tuple(r * s * size for r, s in zip(radii, scale, strict=True)))  # type: ignore[arg-type]
+        a, b, c = radii
+        return Ellipsoid(at(x, y, z, jitter), (a * scale[0] * size, b * scale[1] * size, c * scale[2] * size))
 
     size = heart_size * rng.uniform(0.95, 1.04)
-    heart = Heart(at(11 + 14 * (heart_size - 1), -20, -52 - 20 * (heart_size - 1), 3), 63 * size * body, 46 * size * body)
+    heart = Heart(
+        at(11 + 14 * (heart_size - 1), -20, -52 - 20 * (heart_size - 1), 3), 63 * size * body, 46 * size * body
+    )
     bore = rng.uniform(0.92, 1.1) * body
     carina, right_main, left_main, middle = at(1, 16, 0), at(-32, 17, -21, 2), at(38, 20, -26, 2), at(-41, 22, -45, 2)
     bronchi = (
@@ -163,8 +176,8 @@ def draw_anatomy(rng: random.Random, heart_size: float = 1.0, thyroid_size: floa
     )
     wide = rng.uniform(0.9, 1.12) * body
     aorta = Tube(
-        (at(-4, -22, -22), at(-16, -22, 0, 2), at(-14, -14, 24, 2), at(4, 4, 36, 2), at(20, 26, 28, 2), at(23, 40, 2, 1),
-         at(20, 38, -90), at(8, 28, -185)),
+        (at(-4, -22, -22), at(-16, -22, 0, 2), at(-14, -14, 24, 2), at(4, 4, 36, 2), at(20, 26, 28, 2),
+         at(23, 40, 2, 1), at(20, 38, -90), at(8, 28, -185)),
         tuple(r * wide for r in (15.5, 16, 15, 13.5, 12.5, 12, 11.5, 10.5)),
     )  # fmt: skip
     vessels = (
@@ -183,26 +196,47 @@ def draw_anatomy(rng: random.Random, heart_size: float = 1.0, thyroid_size: floa
     fat = rng.uniform(7, 20) * (1.15 if woman else 1)
     wide_breast, deep_breast = rng.uniform(46, 60), rng.uniform(14, 34)
     breast = (wide_breast, fat + deep_breast, wide_breast) if woman else (34.0, fat * 0.5 + 3, 32.0)
-    front = -98 * scale[1] + 6 - (0 if woman else fat * 0.6 + 4)
+
+    def breast_at(side: int) -> Ellipsoid:
+        x, y, z = chest_front(scale, side * 76, -20 if woman else 2)
+        return Ellipsoid((x, y + (3 if woman else -fat * 0.5), z), breast)
+
     domes = (-78 * scale[2] + rng.uniform(-7, 7), -92 * scale[2] + rng.uniform(-7, 7))
     bottom = -165 + rng.uniform(-6, 6)
-    thyroid = tuple(
-        Ellipsoid(at(side * 17, -2, 126), tuple(r * thyroid_size * rng.uniform(0.9, 1.08) for r in (9.0, 11.0, 19.0)))  # type: ignore[arg-type]
-        for side in (-1, 1)
-    )
+
+    def thyroid_lobe(side: int) -> Ellipsoid:
+        size = thyroid_size * rng.uniform(0.9, 1.08)
+        return Ellipsoid(at(side * 17, -2, 126), (9 * size, 11 * size, 19 * size))
+
     return Anatomy(
-        sex=sex, scale=scale, fat=fat, fov=rng.randrange(344, 365, 4),
-        bottom=bottom, slices=math.ceil((rng.uniform(134, 146) - bottom) / 3), domes=domes, heart=heart,
+        sex=sex,
+        scale=scale,
+        fat=fat,
+        fov=rng.randrange(344, 365, 4),
+        bottom=bottom,
+        slices=math.ceil((rng.uniform(134, 146) - bottom) / 3),
+        domes=domes,
+        heart=heart,
         trachea=Tube((at(0, 0, 175), at(0, 4, 90, 1), at(1, 14, 20, 1), carina), (8.3 * bore,) * 3 + (9 * bore,)),
         bronchi=bronchi,
         esophagus=Tube(
-            (at(2, 20, 175), at(5, 26, 70, 2), at(3, 33, 0, 2), at(6, 33, -60, 2), at(14, 22, -100), at(34, 6, -118)), (7.5,) * 6
+            (at(2, 20, 175), at(5, 26, 70, 2), at(3, 33, 0, 2), at(6, 33, -60, 2), at(14, 22, -100), at(34, 6, -118)),
+            (7.5,) * 6,
         ),
-        aorta=aorta, vessels=vessels, thyroid=thyroid,
-        breasts=tuple(Ellipsoid((side * 76 * scale[0], front, (-20 if woman else 5) * scale[2]), breast) for side in (-1, 1)),
+        aorta=aorta,
+        vessels=vessels,
+        thyroid=(thyroid_lobe(-1), thyroid_lobe(1)),
+        breasts=(breast_at(-1), breast_at(1)),
         liver=(organ(-56, -8, -142, (84, 80, 78)), organ(6, -44, -132, (56, 32, 30))),
-        spleen=organ(94, 36, -136, (27, 42, 38)), stomach=organ(58, -22, -136, (40, 44, 34)),
+        spleen=organ(94, 36, -136, (27, 42, 38)),
+        stomach=organ(58, -22, -136, (40, 44, 34)),
         kidneys=(organ(-58, 44, -190, (27, 25, 48)), organ(60, 44, -182, (27, 25, 48))),
-        gallbladder=organ(-36, -52, -160, (14, 17, 24)), blood=rng.uniform(36, 52),
-        density={"lung": rng.uniform(-885, -845), "liver": rng.uniform(52, 64), "bone": rng.uniform(130, 240), "thyroid": rng.uniform(85, 120)},
-    )  # type: ignore[arg-type]
+        gallbladder=organ(-36, -52, -160, (14, 17, 24)),
+        blood=rng.uniform(36, 52),
+        density={
+            "lung": rng.uniform(-885, -845),
+            "liver": rng.uniform(52, 64),
+            "bone": rng.uniform(130, 240),
+            "thyroid": rng.uniform(85, 120),
+        },
+    )

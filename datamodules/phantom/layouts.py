@@ -12,7 +12,7 @@ CTRG-Chest-548K (GitHub `tangyuhao2016/CTRG`; volumes as Hugging Face `Trusure/C
     CTRG-Chest-548K_volume/<id>.nii.gz                         id is a whole number; here int16 HU
     annotation.json                                            {"train": [{"id", "finding"}], "test": [...]}, 8:2
     region_mask/seg_<id>/<region>.nii.gz                       ┐ Reg2RG made both itself (SAT, Qwen2.5) and released
-    region_report.csv                                          ┘ neither; named after RadGenome's. Anatomy may be `other`
+    region_report.csv                                          ┘ neither; named as RadGenome's
 
 Both carry the marker `PHANTOM.json`. The same seed gives the same bytes: gzip without time or name, no timestamps.
 A patient whose files are all there is not drawn again; files appear under their final names only when whole.
@@ -62,7 +62,9 @@ class Job:
         return [f"{self.masks}/{region}.nii.gz" for region in REGIONS] + [self.volume]
 
 
-def write_radgenome(root: Path | str, train: int, validation: int, seed: int = 0, workers: int = 1, description: str | None = None) -> None:
+def write_radgenome(
+    root: Path | str, train: int, validation: int, seed: int = 0, workers: int = 1, description: str | None = None
+) -> None:
     """Draw patients into RadGenome-ChestCT's layout.
 
     Args:
@@ -81,23 +83,53 @@ def write_radgenome(root: Path | str, train: int, validation: int, seed: int = 0
         for n in range(1, count + 1):
             folder, name = f"{prefix}_{n}", f"{prefix}_{n}_a_1"
             jobs.append(
-                Job(name, split, _patient_seed(seed, split, n), f"{prefix}_preprocessed/{folder}/{folder}a/{name}.nii.gz", f"{prefix}_region_mask/seg_{name}")
+                Job(
+                    name,
+                    split,
+                    _patient_seed(seed, split, n),
+                    f"{prefix}_preprocessed/{folder}/{folder}a/{name}.nii.gz",
+                    f"{prefix}_region_mask/seg_{name}",
+                )
             )
 
     def tables() -> Iterable[tuple[str, str]]:
         for split in ("train", "validation"):
-            rows = [(f"{job.name}.nii.gz", region, text) for job in jobs if job.split == split for region, text in _report(job).items()]
+            rows = [
+                (f"{job.name}.nii.gz", region, text)
+                for job in jobs
+                if job.split == split
+                for region, text in _report(job).items()
+            ]
             yield f"radgenome_files/{split}_region_report.csv", _csv(("Volumename", "Anatomy", "Sentence"), rows)
 
-    _write(Path(root), "RadGenome-ChestCT", jobs, {"train": train, "validation": validation}, seed, workers, description, tables)
+    _write(
+        Path(root),
+        "RadGenome-ChestCT",
+        jobs,
+        {"train": train, "validation": validation},
+        seed,
+        workers,
+        description,
+        tables,
+    )
 
 
-def write_ctrg(root: Path | str, train: int, test: int, seed: int = 0, workers: int = 1, description: str | None = None) -> None:
+def write_ctrg(
+    root: Path | str, train: int, test: int, seed: int = 0, workers: int = 1, description: str | None = None
+) -> None:
     """Draw patients into CTRG-Chest-548K's layout (see the module's head); arguments as in `write_radgenome`."""
     jobs = []
     for split, start, count in (("train", 0, train), ("test", train, test)):
         for n in range(start + 1, start + count + 1):
-            jobs.append(Job(str(n), split, _patient_seed(seed, f"ctrg {split}", n), f"CTRG-Chest-548K_volume/{n}.nii.gz", f"region_mask/seg_{n}"))
+            jobs.append(
+                Job(
+                    str(n),
+                    split,
+                    _patient_seed(seed, f"ctrg {split}", n),
+                    f"CTRG-Chest-548K_volume/{n}.nii.gz",
+                    f"region_mask/seg_{n}",
+                )
+            )
 
     def tables() -> Iterable[tuple[str, str]]:
         splits: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
@@ -124,19 +156,47 @@ def _csv(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
     return text.getvalue()
 
 
-def _write(root: Path, layout: str, jobs: list[Job], counts: dict[str, int], seed: int, workers: int, description: str | None,
-           tables: Callable[[], Iterable[tuple[str, str]]]) -> None:  # fmt: skip
-    marker = {"notice": NOTICE, "generator": "rrg-zoo phantom", "version": VERSION, "layout": layout, "seed": seed, "counts": counts}
+def _write(
+    root: Path,
+    layout: str,
+    jobs: list[Job],
+    counts: dict[str, int],
+    seed: int,
+    workers: int,
+    description: str | None,
+    tables: Callable[[], Iterable[tuple[str, str]]],
+) -> None:
+    marker = {
+        "notice": NOTICE,
+        "generator": "rrg-zoo phantom",
+        "version": VERSION,
+        "layout": layout,
+        "seed": seed,
+        "counts": counts,
+    }
     _check_marker(root, marker)
     todo = [job for job in jobs if not all((root / name).exists() for name in job.files())]
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), transient=not todo)
-    with bar:
-        task = bar.add_task(description or f"drawing {layout} phantom", total=len(jobs), completed=len(jobs) - len(todo))
+    if not todo and json.loads((root / MARKER).read_text())["complete"]:
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as bar:
+        task = bar.add_task(
+            description or f"drawing {layout} phantom", total=len(jobs), completed=len(jobs) - len(todo)
+        )
         for _ in _draw_all(root, todo, workers):
             bar.advance(task)
     for name, text in tables():
         _put(root / name, text.encode())
-    studies = {job.name: {"split": job.split, "seed": job.seed, "findings": list(draw_patient(job.seed).labels)} for job in jobs}
+    studies = {
+        job.name: {"split": job.split, "seed": job.seed, "findings": list(draw_patient(job.seed).labels)}
+        for job in jobs
+    }
     _put(root / MARKER, (json.dumps({**marker, "complete": True, "studies": studies}, indent=1) + "\n").encode())
 
 
@@ -149,14 +209,16 @@ def _check_marker(root: Path, marker: dict[str, object]) -> None:
             raise DataFault(f"{path} is damaged; delete {root} to draw the phantom anew") from error
         for key in ("version", "layout", "seed", "counts"):
             if there.get(key) != marker[key]:
-                raise DataFault(f"{root} holds a phantom with {key} {there.get(key)}, not {marker[key]}; delete it or choose another folder")
+                raise DataFault(
+                    f"{root} holds a phantom with {key} {there.get(key)}, not {marker[key]}; delete it or take another"
+                )
     elif root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
         raise DataFault(f"{root} holds other files and no {MARKER}; choose an empty folder for the phantom")
     else:
         _put(path, (json.dumps({**marker, "complete": False}, indent=1) + "\n").encode())
 
 
-def _draw_all(root: Path, jobs: list[Job], workers: int) -> Iterable[None]:
+def _draw_all(root: Path, jobs: list[Job], workers: int) -> Iterable[str]:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
             yield _draw(root, job)
@@ -166,13 +228,14 @@ def _draw_all(root: Path, jobs: list[Job], workers: int) -> Iterable[None]:
             yield future.result()
 
 
-def _draw(root: Path, job: Job) -> None:
+def _draw(root: Path, job: Job) -> str:
     study = render_ct(draw_patient(job.seed))
     assert study.volume is not None and study.masks is not None
     placed = affine(study.volume)
     for region, mask in study.masks.items():
         _put(root / job.masks / f"{region}.nii.gz", nifti_bytes(mask, placed))
     _put(root / job.volume, nifti_bytes(study.volume, placed))
+    return job.name
 
 
 def nifti_bytes(array: np.ndarray, placed: np.ndarray) -> bytes:
@@ -187,7 +250,10 @@ def nifti_bytes(array: np.ndarray, placed: np.ndarray) -> bytes:
     press = zlib.compressobj(1, zlib.DEFLATED, -15, 9, strategy)
     head, body = header.binaryblock + bytes(4), array.tobytes(order="F")
     page = len(body) // array.shape[2]
-    parts = [b"\x1f\x8b\x08\0\0\0\0\0\x04\xff", press.compress(head) + press.flush(zlib.Z_FULL_FLUSH)]  # time 0, no name
+    parts = [
+        b"\x1f\x8b\x08\0\0\0\0\0\x04\xff",
+        press.compress(head) + press.flush(zlib.Z_FULL_FLUSH),
+    ]  # time 0, no name
     for k in range(array.shape[2]):
         if array[..., k].any():
             parts.append(press.compress(body[k * page : (k + 1) * page]) + press.flush(zlib.Z_FULL_FLUSH))
@@ -211,4 +277,4 @@ def _put(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside.replace(path)

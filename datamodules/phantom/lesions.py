@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from datamodules.phantom.anatomy import CAVITY, Anatomy
+from datamodules.phantom.anatomy import CAVITY, Anatomy, chest_front
 from datamodules.phantom.organs import TISSUE as T
 from datamodules.phantom.organs import lung_targets
 from datamodules.phantom.patient import LOBES, Finding
-from datamodules.phantom.shapes import Canvas, Ellipsoid, Point, Tube, waves
+from datamodules.phantom.shapes import Canvas, Ellipsoid, Point, Tube, among, waves
 
 LUNG = (T["lung"], T["fissure"])
 AIRY = (*LUNG, T["vessel"], T["wall"], T["airway"])
@@ -23,13 +23,6 @@ def paint_finding(canvas: Canvas, a: Anatomy, finding: Finding) -> None:
         painter(canvas, a, finding, np.random.default_rng(finding.seed))
 
 
-def haze(hu: np.ndarray, canvas: Canvas, a: Anatomy, finding: Finding) -> None:
-    """Change the HU of lung tissue, in place (`hu` int16 `(z, y, x)`), for findings that are a haze."""
-    painter = HAZES.get(finding.label)
-    if painter:
-        painter(hu, canvas, a, finding, np.random.default_rng(finding.seed))
-
-
 def _at(a: Anatomy, p: Point) -> Point:
     return p[0] * a.scale[0], p[1] * a.scale[1], p[2] * a.scale[2]
 
@@ -38,8 +31,20 @@ def _sides(side: str) -> tuple[int, ...]:
     return {"right": (-1,), "left": (1,)}.get(side, (-1, 1))
 
 
-def _ball(canvas: Canvas, center: Point, diameter: float, tissue: str, region: str | None = None, only: tuple[int, ...] = ()) -> None:
-    canvas.paint(*canvas.ellipsoid(Ellipsoid(center, (diameter / 2, diameter / 2, max(diameter / 2, 2.2)))), T[tissue], region, only)
+def _under_skin(a: Anatomy, x: float, z: float) -> Point:
+    x, y, z = chest_front(a.scale, x, z)
+    return x, y - 3, z
+
+
+def _ball(
+    canvas: Canvas, center: Point, diameter: float, tissue: str, region: str | None = None, only: tuple[int, ...] = ()
+) -> None:
+    canvas.paint(
+        *canvas.ellipsoid(Ellipsoid(center, (diameter / 2, diameter / 2, max(diameter / 2, 3.1)))),
+        T[tissue],
+        region,
+        only,
+    )
 
 
 # ---- lungs and pleura -----------------------------------------------------------------------------------------------
@@ -47,14 +52,15 @@ def _ball(canvas: Canvas, center: Point, diameter: float, tissue: str, region: s
 
 def _nodule(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
     for point, size in zip(f.points, f.sizes, strict=True):
+        _ball(canvas, point, size + 6, "lung", only=(T["vessel"], T["wall"], T["airway"]))  # not lost among the vessels
         _ball(canvas, point, size, "granuloma" if f.kind == "calcified" else "nodule", only=AIRY)
 
 
 def _effusion(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
-    """Fluid behind and below the lung, thickest at the back, thinning upwards; it leaves the lung and joins the pleura."""
+    """Fluid behind and below the lung, thickest at the back, thinning upwards; the pleura's, no longer the lung's."""
     sx, sy, sz = a.scale
     for side in _sides(f.side):
-        low, high = sorted((0.0, side * 135 * sx))
+        low, high = (0.0, 135 * sx) if side > 0 else (-135 * sx, 0.0)
         box = canvas.box((low, -60 * sy, -1000), (high, 95 * sy, 60 * sz))
         x, y, z = canvas.grid(box)
         _, b, c = a.profile(CAVITY, z)
@@ -77,8 +83,10 @@ def _consolidation(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Genera
         hilum = np.array(_at(a, (-40 if point[0] < 0 else 44, 14, -16)))
         for _ in range(4):  # air bronchograms
             tip = np.array(point) + rng.normal(0, size / 5, 3)
-            start = tip + (hilum - tip) * min(1.0, 0.7 * size / np.linalg.norm(hilum - tip))
-            canvas.paint(*canvas.capsule(tuple(start), tuple(tip), 1.8, 1.0, 0.6), T["airway"], only=(T["consolidation"],))
+            start = tip + (hilum - tip) * min(1.0, 0.7 * size / float(np.linalg.norm(hilum - tip)))
+            canvas.paint(
+                *canvas.capsule(tuple(start), tuple(tip), 1.8, 1.0, 0.6), T["airway"], only=(T["consolidation"],)
+            )
 
 
 def _atelectasis(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
@@ -89,7 +97,7 @@ def _atelectasis(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generato
             center = (point[0], point[1] + shift / 2, point[2] + shift)
             box = canvas.around(center, (32, 30, 14))
             x, y, z = canvas.grid(box)
-            tilt = z - center[2] - 0.22 * (y - center[1]) + 0.12 * (x - center[0]) * np.sign(point[0])
+            tilt = (z - center[2] - 0.6 * (y - center[1])) * 0.85 + 0.12 * (x - center[0]) * np.sign(point[0])
             band = ((x - center[0]) / radii[0]) ** 2 + ((y - center[1]) / radii[1]) ** 2 + (tilt / radii[2]) ** 2 < 1
             canvas.paint(box, band & (canvas.masks["lung"][box] == 1), T["scar"], only=AIRY)
 
@@ -117,7 +125,9 @@ def _bronchiectasis(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Gener
         tip = point + rng.normal(0, 10, 3)
         start, radius = tip + toward * rng.uniform(14, 30), rng.uniform(3.4, 5.2)
         for grow, tissue, only in ((1.8, "wall", AIRY), (0.0, "airway", (T["wall"], *LUNG))):
-            canvas.paint(*canvas.capsule(tuple(start), tuple(tip), radius * 0.8 + grow, radius + grow), T[tissue], only=only)
+            canvas.paint(
+                *canvas.capsule(tuple(start), tuple(tip), radius * 0.8 + grow, radius + grow), T[tissue], only=only
+            )
 
 
 def _thick_bronchi(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
@@ -131,7 +141,9 @@ def _thick_bronchi(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Genera
             bend = root + (target - root) * 0.5
             for grow, tissue in ((3.4, "wall"), (0.0, "airway")):
                 only = soft[:4] if tissue == "wall" else (T["wall"],)
-                canvas.paint(*canvas.capsule(tuple(root), tuple(bend), 2.6 + grow, 1.5 + grow, 0.7), T[tissue], only=only)
+                canvas.paint(
+                    *canvas.capsule(tuple(root), tuple(bend), 2.6 + grow, 1.5 + grow, 0.7), T[tissue], only=only
+                )
 
 
 # ---- heart, mediastinum ---------------------------------------------------------------------------------------------
@@ -146,9 +158,8 @@ def _pericardial(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generato
     sac &= z > a.diaphragm(x, y) - 3
     sac &= z < a.heart.center[2] + 34
     keep = (*AIRY, T["fat"], T["pericardium"], T["diaphragm"], T["liver"], T["consolidation"], T["scar"])
-    sac &= np.isin(canvas.tissue[box], keep)
-    rind = np.isin(canvas.tissue[box], (T["pericardium"], T["fat"])) & (canvas.masks["heart"][box] == 1) & (z < a.heart.center[2] + 34)
-    canvas.paint(box, sac | rind, T["fluid"], "heart")
+    sac &= among(canvas.tissue[box], keep)
+    canvas.paint(box, sac, T["fluid"], "heart")  # the fat on the heart stays between muscle and fluid
     canvas.masks["lung"][box][sac] = 0
 
 
@@ -164,7 +175,12 @@ def _coronary(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) 
         along = float(direction @ np.array(h.axis))
         radius = 1 / np.sqrt(along**2 / h.long**2 + (1 - along**2) / h.short**2) + 0.5
         p, q = np.array(h.center) + direction * radius, np.array(h.center) + direction * radius + rng.normal(0, 3, 3)
-        canvas.paint(*canvas.capsule(tuple(p), tuple(q), 2.6, 2.0, 0.7), T["calcium"], "heart", only=(T["heart"], T["fat"], T["pericardium"], T["fluid"], T["blood"]))
+        canvas.paint(
+            *canvas.capsule(tuple(p), tuple(q), 2.6, 2.0, 0.7),
+            T["calcium"],
+            "heart",
+            only=(T["heart"], T["fat"], T["pericardium"], T["fluid"], T["blood"]),
+        )
 
 
 def _aortic_plaques(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
@@ -183,14 +199,22 @@ def _aortic_plaques(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Gener
         axis = (points[k + 1] - points[k]) / np.linalg.norm(points[k + 1] - points[k])
         along = (x - middle[0]) * axis[0] + (y - middle[1]) * axis[1] + (z - middle[2]) * axis[2]
         out = (x - middle[0]) ** 2 + (y - middle[1]) ** 2 + (z - middle[2]) ** 2 - along**2
-        canvas.paint(box, inside & (out > (radius - 3.4) ** 2) & (out < (radius + 0.8) ** 2), T["calcium"], "mediastinum", only=(T["blood"], T["fat"]))
+        canvas.paint(
+            box,
+            inside & (out > (radius - 3.4) ** 2) & (out < (radius + 0.8) ** 2),
+            T["calcium"],
+            "mediastinum",
+            only=(T["blood"], T["fat"]),
+        )
 
 
 def _nodes(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
     for point, size in zip(f.points, f.sizes, strict=True):
         shape = Ellipsoid(point, (size / 2, size / 2 * 1.1, size / 2 * 1.4))
         box, inside = canvas.ellipsoid(shape)
-        inside &= ~np.isin(canvas.tissue[box], (T["airway"], T["esophagus"], T["gas"], T["heart"], T["marrow"], T["cortex"]))
+        inside &= ~among(
+            canvas.tissue[box], (T["airway"], T["esophagus"], T["gas"], T["heart"], T["marrow"], T["cortex"])
+        )
         canvas.paint(box, inside, T["node"], "mediastinum")
         canvas.masks["lung"][box][inside] = 0
 
@@ -198,38 +222,43 @@ def _nodes(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> 
 def _hernia(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
     """A pouch of stomach with gas and fluid behind the heart, above the diaphragm."""
     radius = f.size / 2
-    center = _at(a, (12, 26, -84))
+    center = _at(a, (12, 24, -86))
     center = (center[0], center[1] + (radius - 15) * 0.2, center[2])
     for grow, tissue in ((0.0, "stomach"), (-3.5, "food"), (-3.5, "gas")):
         box, inside = canvas.ellipsoid(Ellipsoid(center, (radius, radius * 0.85, radius * 1.05)), grow)
         x, y, z = canvas.grid(box)
         if tissue == "gas":
             inside &= y < center[1] - radius * 0.15
-        inside &= ~np.isin(canvas.tissue[box], (T["cortex"], T["marrow"], T["disc"], T["cord"])) & (canvas.masks["heart"][box] == 0)
+        inside &= ~among(canvas.tissue[box], (T["cortex"], T["marrow"], T["disc"], T["cord"]))
         if tissue == "stomach":
             inside &= (x - a.aorta.points[6][0]) ** 2 + (y - a.aorta.points[6][1]) ** 2 > 14**2
-            whole = inside
-            canvas.masks["lung"][box][inside] = 0
-            canvas.masks["mediastinum"][box][inside] = 0
+            for region in ("lung", "mediastinum", "heart", "pleura"):
+                canvas.masks[region][box][inside] = 0
             canvas.paint(box, inside, T[tissue], "esophagus")
         else:
-            del whole
-            whole = inside
             canvas.paint(box, inside, T[tissue], only=(T["stomach"], T["food"]))
 
 
 def _material(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
     if f.kind == "pacemaker":
-        can = Ellipsoid(_at(a, (92, -88, 52)), (19, 5, 21))
+        can = Ellipsoid(_under_skin(a, 86, 50), (19, 5, 21))
         canvas.paint(*canvas.ellipsoid(can), T["metal"])
-        lead = ((88, -80, 66), (52, -30, 92), (-10, -24, 62), (-26, -12, 40), (-24, -14, -30), (2, -24, -62), (30, -36, -78))
+        lead = (
+            (84, -70, 64),
+            (52, -30, 92),
+            (-10, -24, 62),
+            (-26, -12, 40),
+            (-24, -14, -30),
+            (2, -24, -62),
+            (30, -36, -78),
+        )
         canvas.tube(Tube(tuple(_at(a, p) for p in lead), (1.5,) * 7), T["metal"], flat=0.6)
         tip = Tube(tuple(_at(a, p) for p in lead[4:]), (2.0, 2.0, 2.4))
         canvas.tube(tip, T["metal"], "heart", flat=0.6)
     elif f.kind == "port":
         side = -1 if f.side == "right" else 1
-        canvas.paint(*canvas.ellipsoid(Ellipsoid(_at(a, (side * 84, -92, 56)), (11, 6, 11))), T["metal"])
-        start = ((side * 80, -84, 62), (side * 40, -30, 94), (-20 * (1 if side < 0 else 0), -22, 64))
+        canvas.paint(*canvas.ellipsoid(Ellipsoid(_under_skin(a, side * 80, 54), (11, 6, 11))), T["metal"])
+        start = ((side * 76, -72, 64), (side * 40, -30, 94), (-20 * (1 if side < 0 else 0), -22, 64))
         line = Tube(tuple(_at(a, p) for p in (*start, (-26, -13, 40), (-25, -13, -16))), (1.6, 1.6, 2.0, 2.2, 2.2))
         canvas.tube(line, T["plastic"], flat=0.6)
         canvas.tube(Tube(line.points[2:], line.radii[2:]), T["plastic"], "mediastinum", flat=0.6)
@@ -238,7 +267,9 @@ def _material(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) 
             _, b, c = (float(v) for v in a.profile(CAVITY, level * a.scale[2]))
             for end in (-9, 9):
                 spot = (end * a.scale[0], c - b - 13, level * a.scale[2])
-                canvas.paint(*canvas.capsule(spot, (0.0, c - b - 15, level * a.scale[2]), 1.5, 1.5, 0.5), T["metal"], "bone")
+                canvas.paint(
+                    *canvas.capsule(spot, (0.0, c - b - 15, level * a.scale[2]), 1.5, 1.5, 0.5), T["metal"], "bone"
+                )
     else:
         tube = a.esophagus if f.kind == "feeding tube" else Tube(a.trachea.points[:3], a.trachea.radii[:3])
         region = f.region
@@ -265,10 +296,12 @@ def _breast(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) ->
             shape = Ellipsoid((x, y - 8, z), (breast.radii[0] * 0.78, breast.radii[1] * 0.6, breast.radii[2] * 0.78))
             canvas.paint(*canvas.ellipsoid(shape), T["silicone"], only=(T["fat"], T["gland"]))
         elif f.label == "gynaecomastia":
-            shape = Ellipsoid((x, y - 4, z), (f.size / 2, 7.5, f.size / 2))
-            canvas.paint(*canvas.ellipsoid(shape), T["gland"], "breast", only=(T["fat"], T["skin"], T["air"]))
+            shape = Ellipsoid((x, y - 2, z), (f.size / 2, 8, f.size / 2))
+            canvas.paint(*canvas.ellipsoid(shape), T["gland"], "breast", only=(T["fat"], T["skin"]))
         else:
-            _ball(canvas, (x + side * 8, y - breast.radii[1] * 0.45, z + 6), f.size, "stomach", "breast", only=(T["fat"], T["gland"]))
+            spot = (x + side * 8, y - breast.radii[1] * 0.45, z + 6)
+            _ball(canvas, spot, f.size + 7, "fat", only=(T["gland"],))
+            _ball(canvas, spot, f.size, "node", "breast", only=(T["fat"],))
 
 
 def _bone(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
@@ -286,17 +319,19 @@ def _bone(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> N
     if f.label == "lytic lesion":
         _ball(canvas, (4 * sx, middle - 1, level * sz), f.size, "lysis", only=(T["marrow"], T["cortex"], T["disc"]))
     elif f.label == "vertebral fracture":  # a wedge: the front of the body sinks and grows dense
-        box = canvas.box((-22 * sx, middle - 18 * sy, (level - 12.5) * sz), (22 * sx, middle + 12 * sy, (level + 12.5) * sz))
+        box = canvas.box(
+            (-22 * sx, middle - 18 * sy, (level - 12.5) * sz), (22 * sx, middle + 12 * sy, (level + 12.5) * sz)
+        )
         x, y, z = canvas.grid(box)
-        bone = np.isin(canvas.tissue[box], (T["marrow"], T["cortex"]))
+        bone = among(canvas.tissue[box], (T["marrow"], T["cortex"]))
         height = (3.5 + 7.5 * np.clip((y - middle + 14 * sy) / (28 * sy), 0, 1)) * sz
         canvas.paint(box, bone & (np.abs(z - level * sz) > height), T["disc"])
         canvas.paint(box, bone & (np.abs(z - level * sz) <= height), T["sclerosis"])
     else:
         for level in (25, 0, -25, -50, -75, -100):
-            y = float(a.spine_y(level * sz)) - 13 * sy
+            front = float(a.spine_y(level * sz)) - 13 * sy
             for side in (-1, 1):
-                spur = Ellipsoid((side * 11 * sx, y, level * sz), (7, 6, 6))
+                spur = Ellipsoid((side * 11 * sx, front, level * sz), (7, 6, 6))
                 box, inside = canvas.ellipsoid(spur)
                 inside &= (canvas.masks["esophagus"][box] == 0) & (canvas.masks["lung"][box] == 0)
                 canvas.paint(box, inside & (canvas.tissue[box] != T["blood"]), T["sclerosis"], "bone")
@@ -310,85 +345,34 @@ def _abdomen(canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -
         organ = a.liver[0] if f.label == "liver cyst" else a.spleen
         c = organ.center
         shift = (-18.0, 8.0, 12.0) if f.label == "liver cyst" else (-4.0, 0.0, -4.0)
-        _ball(canvas, (c[0] + shift[0], c[1] + shift[1], c[2] + shift[2]), f.size, "fluid", only=(T["liver"], T["spleen"]))
-
-
-# ---- haze -----------------------------------------------------------------------------------------------------------
-
-
-def _opacity(hu: np.ndarray, canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
-    for point, size in zip(f.points, f.sizes, strict=True):
-        box = canvas.around(point, (size * 0.8,) * 3)
-        grid = canvas.grid(box)
-        q = canvas.quadric(box, point, (size / 2,) * 3) + 0.35 * waves(rng, grid, 20)
-        rise = 340 * np.clip((1.25 - q) * 2.5, 0, 1) + 30 * waves(rng, grid, 7, 3)
-        here = hu[box]
-        lung = np.isin(canvas.tissue[box], LUNG) & (q < 1.25)
-        here[lung] += rise[lung].astype(np.int16)
-
-
-def _lung_box(canvas: Canvas, a: Anatomy, low: float, high: float) -> tuple[slice, slice, slice]:
-    sx, sy, sz = a.scale
-    return canvas.box((-135 * sx, -92 * sy, low * sz), (135 * sx, 95 * sy, high * sz))
-
-
-def _coarse(canvas: Canvas, box: tuple[slice, slice, slice], rng: np.random.Generator, wavelength: float) -> np.ndarray:
-    """A wave field computed on every second column and row and repeated: a quarter of the work, unseen at this wavelength."""
-    x, y, z = canvas.grid(box)
-    field = waves(rng, (x[..., ::2], y[:, ::2], z), wavelength, 6)
-    return np.repeat(np.repeat(field, 2, axis=1), 2, axis=2)[:, : y.shape[1], : x.shape[2]]
-
-
-def _mosaic(hu: np.ndarray, canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
-    box = _lung_box(canvas, a, -160, 115)
-    step = np.clip(_coarse(canvas, box, rng, 46) * 6, -1, 1)
-    here = hu[box]
-    np.add(here, (20 + 75 * step).astype(np.int16), out=here, where=canvas.tissue[box] == T["lung"])
-
-
-def _emphysema(hu: np.ndarray, canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
-    box = _lung_box(canvas, a, -160 if f.place == "both lungs" else -10, 115)
-    here = hu[box]
-    np.subtract(here, 28, out=here, where=canvas.tissue[box] == T["lung"])
-    lobes = range(5) if f.place == "both lungs" else (0, 3)
-    for lobe in lobes:
-        for k, center in enumerate(lung_targets(a, rng, lobe, 70)):
-            radius = rng.uniform(9, 15) if k < 5 else rng.uniform(3, 7.5)
-            sub, inside = canvas.ellipsoid(Ellipsoid(tuple(center), (radius, radius, radius * 1.1)))
-            hu[sub][inside & np.isin(canvas.tissue[sub], LUNG)] = -972
-
-
-def _septal(hu: np.ndarray, canvas: Canvas, a: Anatomy, f: Finding, rng: np.random.Generator) -> None:
-    """Walls of polygonal lobules: voxels about as far from the nearest of many seeds as from the second nearest."""
-    for side in (-1, 1):
-        low, high = sorted((side * 24 * a.scale[0], side * 132 * a.scale[0]))
-        top = 90 if f.place == "both lungs" else -30
-        box = canvas.box((low, -30 * a.scale[1], -150 * a.scale[2]), (high, 92 * a.scale[1], top * a.scale[2]))
-        x, y, z = canvas.grid(box)
-        near = np.full(canvas.tissue[box].shape, 1e4, np.float32)
-        second = near.copy()
-        lattice = np.stack(np.meshgrid(np.arange(low, high, 17), np.arange(float(y.min()), float(y.max()), 17), np.arange(float(z.min()), float(z.max()), 19)), -1).reshape(-1, 3)  # fmt: skip
-        for seed in lattice + rng.uniform(-6.5, 6.5, lattice.shape):
-            sub = canvas.around(tuple(seed), (21, 21, 23))
-            sub = tuple(slice(max(s.start, b.start), max(min(s.stop, b.stop), max(s.start, b.start))) for s, b in zip(sub, box, strict=True))  # type: ignore[assignment]
-            local = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(sub, box, strict=True))
-            sx, sy, sz = canvas.grid(sub)
-            distance = np.sqrt((sx - seed[0]) ** 2 + ((sy - seed[1]) ** 2 + (sz - seed[2]) ** 2)).astype(np.float32)
-            second[local] = np.minimum(second[local], np.maximum(near[local], distance))
-            near[local] = np.minimum(near[local], distance)
-        wall = (second - near < 2.2) & (canvas.tissue[box] == T["lung"])
-        hu[box][wall] = -330
+        _ball(
+            canvas, (c[0] + shift[0], c[1] + shift[1], c[2] + shift[2]), f.size, "fluid", only=(T["liver"], T["spleen"])
+        )
 
 
 SHAPES: dict[str, Callable[[Canvas, Anatomy, Finding, np.random.Generator], None]] = {
-    "Lung nodule": _nodule, "Pleural effusion": _effusion, "Consolidation": _consolidation, "Atelectasis": _atelectasis,
-    "Pulmonary fibrotic sequela": _fibrotic, "Bronchiectasis": _bronchiectasis, "Peribronchial thickening": _thick_bronchi,
-    "Pericardial effusion": _pericardial, "Coronary artery wall calcification": _coronary,
-    "Arterial wall calcification": _aortic_plaques, "Lymphadenopathy": _nodes, "Hiatal hernia": _hernia,
-    "Medical material": _material, "thyroid nodule": _thyroid_nodule, "breast nodule": _breast, "breast prosthesis": _breast,
-    "gynaecomastia": _breast, "rib fracture": _bone, "vertebral fracture": _bone, "lytic lesion": _bone, "osteophytes": _bone,
-    "liver cyst": _abdomen, "splenic cyst": _abdomen, "gallstone": _abdomen,
-}  # fmt: skip
-HAZES: dict[str, Callable[[np.ndarray, Canvas, Anatomy, Finding, np.random.Generator], None]] = {
-    "Lung opacity": _opacity, "Mosaic attenuation pattern": _mosaic, "Emphysema": _emphysema, "Interlobular septal thickening": _septal,
-}  # fmt: skip
+    "Lung nodule": _nodule,
+    "Pleural effusion": _effusion,
+    "Consolidation": _consolidation,
+    "Atelectasis": _atelectasis,
+    "Pulmonary fibrotic sequela": _fibrotic,
+    "Bronchiectasis": _bronchiectasis,
+    "Peribronchial thickening": _thick_bronchi,
+    "Pericardial effusion": _pericardial,
+    "Coronary artery wall calcification": _coronary,
+    "Arterial wall calcification": _aortic_plaques,
+    "Lymphadenopathy": _nodes,
+    "Hiatal hernia": _hernia,
+    "Medical material": _material,
+    "thyroid nodule": _thyroid_nodule,
+    "breast nodule": _breast,
+    "breast prosthesis": _breast,
+    "gynaecomastia": _breast,
+    "rib fracture": _bone,
+    "vertebral fracture": _bone,
+    "lytic lesion": _bone,
+    "osteophytes": _bone,
+    "liver cyst": _abdomen,
+    "splenic cyst": _abdomen,
+    "gallstone": _abdomen,
+}

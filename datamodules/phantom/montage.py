@@ -9,10 +9,17 @@ from datamodules.study import Study
 
 WINDOWS = {"lung": (-600, 1500), "soft": (40, 400)}  # centre, width in HU
 COLORS = {
-    "abdomen": (255, 170, 60), "bone": (240, 240, 140), "breast": (255, 140, 200), "esophagus": (190, 120, 255), "heart": (255, 70, 70),
-    "lung": (80, 170, 255), "mediastinum": (120, 230, 120), "pleura": (0, 230, 220), "thyroid": (255, 210, 0),
+    "abdomen": (255, 170, 60),
+    "bone": (240, 240, 140),
+    "breast": (255, 140, 200),
+    "esophagus": (190, 120, 255),
+    "heart": (255, 70, 70),
+    "lung": (80, 170, 255),
+    "mediastinum": (120, 230, 120),
+    "pleura": (0, 230, 220),
+    "thyroid": (255, 210, 0),
     "trachea and bronchie": (255, 255, 255),
-}  # fmt: skip
+}
 
 
 def montage(study: Study) -> Image.Image:
@@ -49,7 +56,11 @@ def montage(study: Study) -> Image.Image:
     pen = ImageDraw.Draw(page)
     for k, (name, color) in enumerate(COLORS.items()):
         pen.text((8 + k * 120, tile[1] * 4 + 5), name, fill=color)
-    pen.text((8 + 10 * 125, tile[1] * 4 + 5), f"{study.id}: {', '.join(study.findings or ()) or 'normal'}", fill=(255, 255, 255))
+    pen.text(
+        (8 + 10 * 125, tile[1] * 4 + 5),
+        f"{study.id}: {', '.join(study.findings or ()) or 'normal'}",
+        fill=(255, 255, 255),
+    )
     return page
 
 

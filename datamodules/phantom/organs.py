@@ -5,19 +5,66 @@ from __future__ import annotations
 import numpy as np
 
 from datamodules.phantom.anatomy import CAVITY, LOBES, WALL, Anatomy
-from datamodules.phantom.shapes import Canvas, Ellipsoid, Point, Tube, waves
+from datamodules.phantom.shapes import Canvas, Ellipsoid, Point, Tube, among, waves
 
 # Tissue numbers and their HU; a patient's own densities replace some (see `render`).
 HU = {
-    "air": -1000, "fat": -102, "muscle": 52, "skin": 20, "lung": -865, "blood": 44, "heart": 46, "cortex": 620, "marrow": 190,
-    "cartilage": 115, "disc": 85, "cord": 28, "diaphragm": 45, "liver": 58, "spleen": 48, "stomach": 42, "food": 18,
-    "gas": -930, "kidney": 32, "bile": 8, "gland": 38, "thyroid": 100, "airway": -975, "wall": 25, "vessel": 25, "esophagus": 38,
-    "fissure": -700, "pericardium": 30, "fluid": 9, "node": 48, "metal": 2800, "calcium": 900, "plastic": 420, "nodule": 45,
-    "granuloma": 420, "consolidation": 35, "scar": 0, "silicone": 95, "lysis": 35, "sclerosis": 760, "table": -350,
-}  # fmt: skip
+    "air": -1000,
+    "fat": -102,
+    "muscle": 52,
+    "skin": 20,
+    "lung": -865,
+    "blood": 44,
+    "heart": 46,
+    "cortex": 620,
+    "marrow": 190,
+    "cartilage": 115,
+    "disc": 85,
+    "cord": 28,
+    "diaphragm": 45,
+    "liver": 58,
+    "spleen": 48,
+    "stomach": 42,
+    "food": 18,
+    "gas": -930,
+    "kidney": 32,
+    "bile": 8,
+    "gland": 38,
+    "thyroid": 100,
+    "airway": -975,
+    "wall": 25,
+    "vessel": 25,
+    "esophagus": 38,
+    "fissure": -740,
+    "pericardium": 30,
+    "fluid": 9,
+    "node": 48,
+    "metal": 2800,
+    "calcium": 900,
+    "plastic": 420,
+    "nodule": 75,
+    "granuloma": 650,
+    "consolidation": 35,
+    "scar": 0,
+    "silicone": 95,
+    "lysis": 35,
+    "sclerosis": 760,
+    "table": -350,
+}
 TISSUE = {name: number for number, name in enumerate(HU)}
 T = TISSUE
-REGIONS = ("abdomen", "bone", "breast", "esophagus", "heart", "lung", "mediastinum", "pleura", "thyroid", "trachea and bronchie")
+REGIONS = (
+    "abdomen",
+    "bone",
+    "breast",
+    "esophagus",
+    "heart",
+    "lung",
+    "mediastinum",
+    "pleura",
+    "thyroid",
+    "trachea and bronchie",
+)
 BONES = ("cortex", "marrow", "cartilage", "disc", "sclerosis")
 
 
@@ -31,6 +78,9 @@ def paint_anatomy(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
     _spine(canvas, a)
     _mediastinum(canvas, a)
     _lung_trees(canvas, a, rng)
+    canvas.masks["lung"] &= among(
+        canvas.tissue, tuple(T[name] for name in ("lung", "fissure", "vessel", "wall", "airway", "blood"))
+    )
 
 
 def _body(canvas: Canvas, a: Anatomy) -> None:
@@ -41,7 +91,12 @@ def _body(canvas: Canvas, a: Anatomy) -> None:
     np.copyto(canvas.tissue, T["fat"], where=wall < outer)
     np.copyto(canvas.tissue, T["muscle"], where=wall < 1)
     for side in (-1, 1):  # fat of the armpits and below the shoulder blades gives the muscle wall its layers
-        for center, radii in (((132, -14, 42), (10, 26, 44)), ((118, 44, 20), (6, 26, 60)), ((88, -74, 40), (36, 3.5, 34)), ((60, 84, 0), (40, 3, 80))):
+        for center, radii in (
+            ((132, -14, 42), (10, 26, 44)),
+            ((118, 44, 20), (6, 26, 60)),
+            ((88, -74, 40), (36, 3.5, 34)),
+            ((60, 84, 0), (40, 3, 80)),
+        ):
             shape = Ellipsoid(_at(a, (side * center[0], center[1], center[2])), radii)
             canvas.paint(*canvas.ellipsoid(shape), T["fat"], only=(T["muscle"],))
 
@@ -55,7 +110,7 @@ def _breasts(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
         box, inside = canvas.ellipsoid(breast)
         if a.sex == "female":
             q = canvas.quadric(box, breast.center, breast.radii)
-            rim = inside & (q > 0.93)
+            rim = inside & (q > 0.93) & (canvas.tissue[box] == T["air"])
             canvas.paint(box, inside, T["fat"], "breast", only=(T["air"], T["fat"], T["skin"]))
             canvas.paint(box, rim, T["skin"], only=(T["fat"],))
             x, y, z = canvas.grid(box)
@@ -69,7 +124,7 @@ def _breasts(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
 
 
 def _skeleton(canvas: Canvas, a: Anatomy) -> None:
-    """Ribs as slanting bands on the cavity's outside, breastbone, collarbones, shoulder blades and heads of the humeri."""
+    """Ribs as slanting bands around the cavity, breastbone, collarbones, shoulder blades and heads of the humeri."""
     sx, sy, sz = a.scale
     box = canvas.box((-150 * sx, -110 * sy, -1000), (150 * sx, 110 * sy, 106 * sz))
     x, y, z = canvas.grid(box)
@@ -94,16 +149,29 @@ def _skeleton(canvas: Canvas, a: Anatomy) -> None:
             for grow, tissue_name in ((0, "cortex"), (-1.8, "marrow")):
                 canvas.paint(*canvas.ellipsoid(Ellipsoid(center, (wide * sx + grow, 6 + grow, 3.4))), T[tissue_name])
     for side in (-1, 1):
-        collar = tuple(_at(a, (side * px, py, pz)) for px, py, pz in ((24, -46, 80), (70, -48, 92), (112, -22, 98), (146, 6, 100)))
+        collar = tuple(
+            _at(a, (side * px, py, pz)) for px, py, pz in ((24, -46, 80), (70, -48, 92), (112, -22, 98), (146, 6, 100))
+        )
         for grow, name in ((0, "cortex"), (-2, "marrow")):
             canvas.tube(Tube(collar, (7, 5.5, 6, 6)), T[name], grow=grow)
-            canvas.paint(*canvas.ellipsoid(Ellipsoid(_at(a, (side * 146, 14, 88)), (21 + grow,) * 3)), T[name], only=(T["muscle"], T["fat"], T["cortex"]))
+            canvas.paint(
+                *canvas.ellipsoid(Ellipsoid(_at(a, (side * 146, 14, 88)), (21 + grow,) * 3)),
+                T[name],
+                only=(T["muscle"], T["fat"], T["cortex"]),
+            )
         for t in np.linspace(0, 1, 16):  # the blade: a stack of short plates that follow the chest wall
             low, high = np.array((66, 88, -34)), np.array((96, 66, 84))
             p = low + t * (high - low)
             across = 12 + 24 * t
-            inner, outer = (side * (p[0] - across * 0.8), p[1] + 7, p[2]), (side * (p[0] + across), p[1] - 22 * t - 6, p[2])
-            canvas.paint(*canvas.capsule(_at(a, inner), _at(a, outer), 2.2, 3.2, flat=0.5), T["cortex"], only=(T["muscle"], T["fat"]))
+            inner, outer = (
+                (side * (p[0] - across * 0.8), p[1] + 7, p[2]),
+                (side * (p[0] + across), p[1] - 22 * t - 6, p[2]),
+            )
+            canvas.paint(
+                *canvas.capsule(_at(a, inner), _at(a, outer), 2.2, 3.2, flat=0.5),
+                T["cortex"],
+                only=(T["muscle"], T["fat"]),
+            )
 
 
 def _cavity(canvas: Canvas, a: Anatomy) -> None:
@@ -119,11 +187,18 @@ def _cavity(canvas: Canvas, a: Anatomy) -> None:
     lungs = a.lungs(x, y, z)
     np.copyto(here, T["lung"], where=lungs)
     oblique, horizontal = a.fissures(y)
-    crease = (np.abs(z - oblique) < 1.1) | ((np.abs(z - horizontal) < 1.5) & (x < 0) & (z > oblique))
+    crease = (np.abs(z - oblique) < 1.1) | ((np.abs(z - horizontal) < 1.2) & (x < 0) & (z > oblique))
     np.copyto(here, T["fissure"], where=lungs & crease)
     canvas.masks["lung"][box] = lungs
     between = a.profile(CAVITY, z)
-    core = inside & ~lungs & (below < 0) & (np.abs(x) < 62 * sx) & (y < a.spine_y(z) - 12 * sy) & (np.abs(x) < between[0] * 0.8)
+    core = (
+        inside
+        & ~lungs
+        & (below < 0)
+        & (np.abs(x) < 62 * sx)
+        & (y < a.spine_y(z) - 12 * sy)
+        & (np.abs(x) < between[0] * 0.8)
+    )
     canvas.masks["mediastinum"][box] = core
 
 
@@ -169,7 +244,14 @@ def _spine(canvas: Canvas, a: Anatomy) -> None:
     spinous = (np.abs(x) < 3.2) & (y > arch_y + 8) & (y < arch_y + 34 * sy) & (phase > 4)
     facet = (((np.abs(x) - 13 * sx) / 7) ** 2 + ((y - arch_y - 2) / 7) ** 2) < 1
     np.copyto(here, T["cortex"], where=wings | spinous | facet | (ring < 1))
-    np.copyto(here, T["marrow"], where=(np.abs(y - arch_y - np.abs(x) * 0.1) < 2.6) & (np.abs(x) < 32 * sx) & (np.abs(x) > 16 * sx) & (phase > 7.5))
+    np.copyto(
+        here,
+        T["marrow"],
+        where=(np.abs(y - arch_y - np.abs(x) * 0.1) < 2.6)
+        & (np.abs(x) < 32 * sx)
+        & (np.abs(x) > 16 * sx)
+        & (phase > 7.5),
+    )
     np.copyto(here, T["cord"], where=(x / (9.5 * sx)) ** 2 + ((y - arch_y) / (8 * sy)) ** 2 < 1)
     np.copyto(here, T["cortex"], where=(body < 1) & ~disc)
     np.copyto(here, T["marrow"], where=(body < 0.80) & (phase > 4.6))
@@ -219,7 +301,13 @@ def lung_targets(a: Anatomy, rng: np.random.Generator, lobe: int, count: int) ->
 def _lung_trees(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
     """Vessels that taper from the hilum to the rim of each lobe, with segmental bronchi beside them."""
     lung = (T["lung"], T["fissure"])
-    roots = (a.bronchi[2].points[-1], a.bronchi[3].points[-1], a.bronchi[4].points[-1], a.bronchi[5].points[-1], a.bronchi[6].points[-1])
+    roots = (
+        a.bronchi[2].points[-1],
+        a.bronchi[3].points[-1],
+        a.bronchi[4].points[-1],
+        a.bronchi[5].points[-1],
+        a.bronchi[6].points[-1],
+    )
     for lobe in range(len(LOBES)):
         root = np.array(roots[lobe]) + np.array((0, 0, 6.0))
         hilum = np.array((-40 if lobe < 3 else 46, 10, -12)) * np.array(a.scale)
@@ -230,9 +318,21 @@ def _lung_trees(canvas: Canvas, a: Anatomy, rng: np.random.Generator) -> None:
             canvas.paint(*canvas.capsule(tuple(bend), tuple(target), 2.9, 1.5, 0.6), T["vessel"], only=lung)
             beside = np.array((5.0, -3.0, 0.0)) * (1 if lobe < 3 else -1)
             for grow, tissue in ((1.0, "wall"), (0.0, "airway")):
-                canvas.paint(*canvas.capsule(tuple(root), tuple(bend + beside), 2.6 + grow, 1.4 + grow, 0.7), T[tissue], only=(*lung, T["wall"]))
+                canvas.paint(
+                    *canvas.capsule(tuple(root), tuple(bend + beside), 2.6 + grow, 1.4 + grow, 0.7),
+                    T[tissue],
+                    only=(*lung, T["wall"]),
+                )
             for _ in range(5):
                 tip = target + rng.normal(0, 20, 3)
-                canvas.paint(*canvas.capsule(tuple(bend + (target - bend) * rng.uniform(0, 1)), tuple(tip), 1.7, 0.8, 0.5), T["vessel"], only=lung)
+                canvas.paint(
+                    *canvas.capsule(tuple(bend + (target - bend) * rng.uniform(0, 1)), tuple(tip), 1.7, 0.8, 0.5),
+                    T["vessel"],
+                    only=lung,
+                )
                 for _ in range(2):
-                    canvas.paint(*canvas.capsule(tuple(tip), tuple(tip + rng.normal(0, 11, 3)), 0.9, 0.6, 0.45), T["vessel"], only=lung)
+                    canvas.paint(
+                        *canvas.capsule(tuple(tip), tuple(tip + rng.normal(0, 11, 3)), 0.9, 0.6, 0.45),
+                        T["vessel"],
+                        only=lung,
+                    )

@@ -16,27 +16,58 @@ from datamodules.phantom.shapes import Point
 
 # CT-RATE's 18 labels in the order of its classifier (Hamamci et al. 2024); the phantom draws every one of them.
 FINDINGS = (
-    "Medical material", "Arterial wall calcification", "Cardiomegaly", "Pericardial effusion",
-    "Coronary artery wall calcification", "Hiatal hernia", "Lymphadenopathy", "Emphysema", "Atelectasis", "Lung nodule",
-    "Lung opacity", "Pulmonary fibrotic sequela", "Pleural effusion", "Mosaic attenuation pattern",
-    "Peribronchial thickening", "Consolidation", "Bronchiectasis", "Interlobular septal thickening",
-)  # fmt: skip
+    "Medical material",
+    "Arterial wall calcification",
+    "Cardiomegaly",
+    "Pericardial effusion",
+    "Coronary artery wall calcification",
+    "Hiatal hernia",
+    "Lymphadenopathy",
+    "Emphysema",
+    "Atelectasis",
+    "Lung nodule",
+    "Lung opacity",
+    "Pulmonary fibrotic sequela",
+    "Pleural effusion",
+    "Mosaic attenuation pattern",
+    "Peribronchial thickening",
+    "Consolidation",
+    "Bronchiectasis",
+    "Interlobular septal thickening",
+)
 # Share of the patients with any finding who have this one; about four in five patients have any.
 PREVALENCE = {
-    "Medical material": 0.13, "Arterial wall calcification": 0.33, "Cardiomegaly": 0.17, "Pericardial effusion": 0.11,
-    "Coronary artery wall calcification": 0.20, "Hiatal hernia": 0.13, "Lymphadenopathy": 0.17, "Emphysema": 0.17,
-    "Atelectasis": 0.28, "Lung nodule": 0.38, "Lung opacity": 0.30, "Pulmonary fibrotic sequela": 0.13,
-    "Pleural effusion": 0.35, "Mosaic attenuation pattern": 0.10, "Peribronchial thickening": 0.12, "Consolidation": 0.17,
-    "Bronchiectasis": 0.12, "Interlobular septal thickening": 0.11,
-}  # fmt: skip
+    "Medical material": 0.13,
+    "Arterial wall calcification": 0.33,
+    "Cardiomegaly": 0.17,
+    "Pericardial effusion": 0.11,
+    "Coronary artery wall calcification": 0.20,
+    "Hiatal hernia": 0.13,
+    "Lymphadenopathy": 0.17,
+    "Emphysema": 0.17,
+    "Atelectasis": 0.28,
+    "Lung nodule": 0.38,
+    "Lung opacity": 0.30,
+    "Pulmonary fibrotic sequela": 0.13,
+    "Pleural effusion": 0.35,
+    "Mosaic attenuation pattern": 0.10,
+    "Peribronchial thickening": 0.12,
+    "Consolidation": 0.17,
+    "Bronchiectasis": 0.12,
+    "Interlobular septal thickening": 0.11,
+}
 NORMAL = 0.2
 # Small things that give the rarer regions something to say; not among the 18 labels.
 EXTRAS = {"breast": 0.30, "thyroid": 0.30, "bone": 0.40, "abdomen": 0.40}
 MATERIAL = ("pacemaker", "port", "wires", "feeding tube", "tracheal tube")
 NODES = {
-    "right lower paratracheal": (-23.0, 6.0, 22.0), "subcarinal": (4.0, 20.0, -26.0), "prevascular": (14.0, -36.0, 30.0),
-    "right hilar": (-48.0, 8.0, -22.0), "left hilar": (52.0, 8.0, -22.0), "left paratracheal": (20.0, 4.0, 12.0),
-}  # fmt: skip
+    "right lower paratracheal": (-23.0, 6.0, 22.0),
+    "subcarinal": (4.0, 20.0, -26.0),
+    "prevascular": (14.0, -36.0, 30.0),
+    "right hilar": (-48.0, 8.0, -22.0),
+    "left hilar": (52.0, 8.0, -22.0),
+    "left paratracheal": (20.0, 4.0, 12.0),
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +122,9 @@ def draw_patient(seed: int) -> Patient:
     labels, extras = _draw_labels(rng)
     goitre = "thyroid" in extras and rng.random() < 0.5
     anatomy = draw_anatomy(
-        rng, heart_size=rng.uniform(1.24, 1.36) if "Cardiomegaly" in labels else 1.0, thyroid_size=rng.uniform(1.55, 1.8) if goitre else 1.0
+        rng,
+        heart_size=rng.uniform(1.24, 1.36) if "Cardiomegaly" in labels else 1.0,
+        thyroid_size=rng.uniform(1.55, 1.8) if goitre else 1.0,
     )
     findings: list[Finding] = []
     for label in DRAW:  # in an order that lets the small ones avoid the large ones
@@ -128,15 +161,25 @@ def _inside_lobe(anatomy: Anatomy, rng: random.Random, lobe: str, margin: float,
             good &= anatomy.lungs(x + dx * step, y + dy * step, z + dz * step)
         for f in findings:
             for point, size in zip(f.points, f.sizes, strict=True):
-                good &= (x - point[0]) ** 2 + (y - point[1]) ** 2 + (z - point[2]) ** 2 > (size / 2 + margin * shrink) ** 2
+                good &= (x - point[0]) ** 2 + (y - point[1]) ** 2 + (z - point[2]) ** 2 > (
+                    size / 2 + margin * shrink
+                ) ** 2
         if good.any():
             k = int(np.argmax(good))
             return float(x[k]), float(y[k]), float(z[k])
     raise AssertionError(f"no room in the {lobe}: the anatomy's proportions are off")
 
 
-def _lung_blobs(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding], kind: str, lobes: list[str], place: str,
-                sizes: tuple[float, ...]) -> Finding:
+def _lung_blobs(
+    label: str,
+    anatomy: Anatomy,
+    rng: random.Random,
+    findings: list[Finding],
+    kind: str,
+    lobes: list[str],
+    place: str,
+    sizes: tuple[float, ...],
+) -> Finding:
     taken, points = list(findings), []
     for lobe, size in zip(lobes, sizes, strict=True):
         points.append(_inside_lobe(anatomy, rng, lobe, size * 0.45, taken))
@@ -145,7 +188,9 @@ def _lung_blobs(label: str, anatomy: Anatomy, rng: random.Random, findings: list
 
 
 def _effusion(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
-    return Finding(label, "pleura", side=rng.choice(("right", "left", "both")), size=rng.randint(12, 34), seed=rng.getrandbits(32))
+    return Finding(
+        label, "pleura", side=rng.choice(("right", "left", "both")), size=rng.randint(12, 34), seed=rng.getrandbits(32)
+    )
 
 
 def _consolidation(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
@@ -157,9 +202,13 @@ def _consolidation(label: str, anatomy: Anatomy, rng: random.Random, findings: l
 def _opacity(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
     if rng.random() < 0.5:
         lobe = rng.choice(LOBES)
-        return _lung_blobs(label, anatomy, rng, findings, "", [lobe] * 2, lobe, (rng.uniform(36, 50), rng.uniform(24, 34)))
+        return _lung_blobs(
+            label, anatomy, rng, findings, "", [lobe] * 2, lobe, (rng.uniform(36, 50), rng.uniform(24, 34))
+        )
     lobes = [LOBES[0], LOBES[2], LOBES[3], LOBES[4]]
-    return _lung_blobs(label, anatomy, rng, findings, "", lobes, "both lungs", tuple(rng.uniform(30, 46) for _ in lobes))
+    return _lung_blobs(
+        label, anatomy, rng, findings, "", lobes, "both lungs", tuple(rng.uniform(30, 46) for _ in lobes)
+    )
 
 
 def _nodule(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
@@ -167,7 +216,14 @@ def _nodule(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Fin
     lobe, kind = rng.choice(LOBES), rng.choice(("solid", "solid", "solid", "calcified"))
     others = [rng.choice(LOBES) for _ in range(rng.choice((0, 0, 0, 2, 3)))]
     found = _lung_blobs(
-        label, anatomy, rng, findings, kind, [lobe, *others], lobe, (float(size), *(float(min(4, size)) for _ in others))
+        label,
+        anatomy,
+        rng,
+        findings,
+        kind,
+        [lobe, *others],
+        lobe,
+        (float(size), *(float(min(4, size)) for _ in others)),
     )
     return Finding(**{**found.__dict__, "size": size})
 
@@ -184,7 +240,9 @@ def _bronchiectasis(label: str, anatomy: Anatomy, rng: random.Random, findings: 
 
 def _placed(region: str, *places: str, size: tuple[int, int] | None = None):
     def draw(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
-        return Finding(label, region, place=rng.choice(places), size=rng.randint(*size) if size else 0, seed=rng.getrandbits(32))
+        return Finding(
+            label, region, place=rng.choice(places), size=rng.randint(*size) if size else 0, seed=rng.getrandbits(32)
+        )
 
     return draw
 
@@ -195,47 +253,94 @@ def _fibrotic(label: str, anatomy: Anatomy, rng: random.Random, findings: list[F
 
 def _nodes(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
     size, stations = rng.randint(12, 26), rng.sample(sorted(NODES), rng.choice((1, 2)))
-    points = tuple(tuple(v * s for v, s in zip(NODES[name], anatomy.scale, strict=True)) for name in stations)
+    (sx, sy, sz), places = anatomy.scale, [NODES[name] for name in stations]
+    points = tuple((x * sx, y * sy, z * sz) for x, y, z in places)
     sizes = tuple(float(size) if k == 0 else 0.8 * size for k in range(len(points)))
-    return Finding(label, "mediastinum", "several" if len(points) > 1 else "", place=stations[0], size=size, points=points, sizes=sizes)  # type: ignore[arg-type]
+    return Finding(
+        label,
+        "mediastinum",
+        "several" if len(points) > 1 else "",
+        place=stations[0],
+        size=size,
+        points=points,
+        sizes=sizes,
+    )
 
 
 def _material(label: str, anatomy: Anatomy, rng: random.Random, findings: list[Finding]) -> Finding:
     kind = rng.choice(MATERIAL)
-    region = {"pacemaker": "heart", "port": "mediastinum", "wires": "bone", "feeding tube": "esophagus", "tracheal tube": "trachea and bronchie"}[kind]
-    return Finding(label, region, kind, side=rng.choice(("right", "left")) if kind == "port" else "", seed=rng.getrandbits(32))
+    region = {
+        "pacemaker": "heart",
+        "port": "mediastinum",
+        "wires": "bone",
+        "feeding tube": "esophagus",
+        "tracheal tube": "trachea and bronchie",
+    }[kind]
+    return Finding(
+        label, region, kind, side=rng.choice(("right", "left")) if kind == "port" else "", seed=rng.getrandbits(32)
+    )
 
 
 DRAW = {
-    "Pleural effusion": _effusion, "Consolidation": _consolidation, "Lung opacity": _opacity, "Bronchiectasis": _bronchiectasis,
-    "Atelectasis": _atelectasis, "Lung nodule": _nodule, "Pulmonary fibrotic sequela": _fibrotic,
-    "Emphysema": _placed("lung", "both upper lobes", "both lungs"), "Mosaic attenuation pattern": _placed("lung", "both lungs"),
+    "Pleural effusion": _effusion,
+    "Consolidation": _consolidation,
+    "Lung opacity": _opacity,
+    "Bronchiectasis": _bronchiectasis,
+    "Atelectasis": _atelectasis,
+    "Lung nodule": _nodule,
+    "Pulmonary fibrotic sequela": _fibrotic,
+    "Emphysema": _placed("lung", "both upper lobes", "both lungs"),
+    "Mosaic attenuation pattern": _placed("lung", "both lungs"),
     "Interlobular septal thickening": _placed("lung", "both lower lobes", "both lungs"),
     "Peribronchial thickening": _placed("trachea and bronchie", "both lungs"),
-    "Cardiomegaly": _placed("heart", ""), "Pericardial effusion": _placed("heart", "", size=(7, 18)),
+    "Cardiomegaly": _placed("heart", ""),
+    "Pericardial effusion": _placed("heart", "", size=(7, 18)),
     "Coronary artery wall calcification": _placed("heart", "left anterior descending", "right", "left main"),
     "Arterial wall calcification": _placed("mediastinum", "aortic arch", "ascending aorta", "descending aorta"),
-    "Lymphadenopathy": _nodes, "Hiatal hernia": _placed("esophagus", "", size=(30, 56)), "Medical material": _material,
-}  # fmt: skip
+    "Lymphadenopathy": _nodes,
+    "Hiatal hernia": _placed("esophagus", "", size=(30, 56)),
+    "Medical material": _material,
+}
 
 
 def _extra(region: str, anatomy: Anatomy, rng: random.Random, goitre: bool) -> Finding:
     """A small benign thing of one of the rarer regions."""
     side = rng.choice(("right", "left"))
     if region == "thyroid":
-        return Finding("goitre", region) if goitre else Finding("thyroid nodule", region, side=side, size=rng.randint(8, 18))
+        return (
+            Finding("goitre", region)
+            if goitre
+            else Finding("thyroid nodule", region, side=side, size=rng.randint(8, 18))
+        )
     if region == "breast":
         if anatomy.sex == "male":
-            return Finding("gynaecomastia", region, side=rng.choice(("right", "left", "both")), size=rng.randint(18, 36))
+            return Finding(
+                "gynaecomastia", region, side=rng.choice(("right", "left", "both")), size=rng.randint(18, 36)
+            )
         label = rng.choice(("breast nodule", "breast prosthesis"))
-        return Finding(label, region, side=side if label == "breast nodule" else "both", size=rng.randint(9, 22) if label == "breast nodule" else 0)
+        return Finding(
+            label,
+            region,
+            side=side if label == "breast nodule" else "both",
+            size=rng.randint(9, 22) if label == "breast nodule" else 0,
+        )
     if region == "bone":
         label = rng.choice(("osteophytes", "vertebral fracture", "rib fracture", "lytic lesion"))
         place = rng.choice(("upper", "middle", "lower")) if label in ("vertebral fracture", "lytic lesion") else ""
-        return Finding(label, region, side=side if label == "rib fracture" else "", place=place,
-                       size=rng.randint(10, 18) if label == "lytic lesion" else 0, seed=rng.getrandbits(32))  # fmt: skip
+        return Finding(
+            label,
+            region,
+            side=side if label == "rib fracture" else "",
+            place=place,
+            size=rng.randint(10, 18) if label == "lytic lesion" else 0,
+            seed=rng.getrandbits(32),
+        )
     label = rng.choice(("liver cyst", "gallstone", "hepatic steatosis", "splenic cyst"))
-    return Finding(label, region, size=rng.randint(14, 40) if label.endswith("cyst") else rng.randint(8, 18) if label == "gallstone" else 0)
+    return Finding(
+        label,
+        region,
+        size=rng.randint(14, 40) if label.endswith("cyst") else rng.randint(8, 18) if label == "gallstone" else 0,
+    )
 
 
 __all__ = ["CAVITY", "EXTRAS", "FINDINGS", "LOBES", "NODES", "Finding", "Patient", "draw_patient"]

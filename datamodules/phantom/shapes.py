@@ -1,13 +1,14 @@
 """Shapes in millimetres and the canvas that they are painted on.
 
-World frame: origin at the carina, x to the patient's left, y to the back, z to the head (mm). Canvas arrays are `(z, y, x)`;
-the finished study shows them as `(x, y, z)`, whose axes then point left, posterior, superior.
+World frame: origin at the carina, x to the patient's left, y to the back, z to the head (mm). Canvas arrays are
+`(z, y, x)`; the finished study shows them as `(x, y, z)`, whose axes then point left, posterior, superior.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -82,7 +83,9 @@ class Canvas:
     def quadric(self, box: Box, center: Point, radii: Point) -> np.ndarray:
         """Normalised squared distance from an ellipsoid's centre: 1 on its surface."""
         x, y, z = self.grid(box)
-        return ((x - center[0]) / radii[0]) ** 2 + (((y - center[1]) / radii[1]) ** 2 + ((z - center[2]) / radii[2]) ** 2)
+        return ((x - center[0]) / radii[0]) ** 2 + (
+            ((y - center[1]) / radii[1]) ** 2 + ((z - center[2]) / radii[2]) ** 2
+        )
 
     def capsule(self, start: Point, end: Point, r0: float, r1: float, flat: float = 1.0) -> tuple[Box, np.ndarray]:
         """The box of a tapering capsule and which of its voxels lie inside.
@@ -100,30 +103,53 @@ class Canvas:
         distance = (x - t * dx) ** 2 + (y - t * dy) ** 2 + (z - t * dz) ** 2
         return box, distance < (r0 + (r1 - r0) * t) ** 2
 
-    def paint(self, box: Box, inside: np.ndarray, tissue: int, region: str | None = None, only: tuple[int, ...] = ()) -> None:
+    def paint(
+        self, box: Box, inside: np.ndarray, tissue: int, region: str | None = None, only: tuple[int, ...] = ()
+    ) -> None:
         """Give `inside` a tissue and, with `region`, add it to that mask; `only` limits it to those tissues."""
         here = self.tissue[box]
         if only:
-            inside = inside & (here == only[0]) if len(only) == 1 else inside & np.isin(here, only)
+            inside = inside & among(here, only)
         here[inside] = tissue
         if region:
             self.masks[region][box][inside] = 1
 
-    def tube(self, tube: Tube, tissue: int, region: str | None = None, grow: float = 0.0, flat: float = 1.0,
-             only: tuple[int, ...] = ()) -> None:
+    def tube(
+        self,
+        tube: Tube,
+        tissue: int,
+        region: str | None = None,
+        grow: float = 0.0,
+        flat: float = 1.0,
+        only: tuple[int, ...] = (),
+    ) -> None:
         """Paint every capsule of a tube, radii grown by `grow` mm."""
         for start, end, r0, r1 in tube.pieces():
             box, inside = self.capsule(start, end, r0 + grow, r1 + grow, flat)
             self.paint(box, inside, tissue, region, only)
 
 
-def waves(rng: np.random.Generator, grid: tuple[np.ndarray, np.ndarray, np.ndarray], wavelength: float, terms: int = 5) -> np.ndarray:
-    """A smooth random field of about unit variance: a sum of plane waves, cheap because each is a product of 1D phases."""
+@cache
+def _members(tissues: tuple[int, ...]) -> bytes:
+    return bytes(number in tissues for number in range(256))
+
+
+def among(tissue: np.ndarray, tissues: tuple[int, ...]) -> np.ndarray:
+    """Which voxels of a uint8 tissue map are of one of `tissues` (bool); `np.isin` takes ten times as long."""
+    return np.frombuffer(tissue.tobytes().translate(_members(tissues)), bool).reshape(tissue.shape)
+
+
+def waves(
+    rng: np.random.Generator, grid: tuple[np.ndarray, np.ndarray, np.ndarray], wavelength: float, terms: int = 5
+) -> np.ndarray:
+    """A smooth random field of about unit variance: plane waves, cheap because each is a product of 1D phases."""
     x, y, z = (axis.astype(np.float32) for axis in grid)
     field = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape), np.float32)
     for _ in range(terms):
         direction = rng.standard_normal(3)
-        k = (direction / np.linalg.norm(direction) * 2 * np.pi / (wavelength * rng.uniform(0.7, 1.4))).astype(np.float32)
+        k = (direction / np.linalg.norm(direction) * 2 * np.pi / (wavelength * rng.uniform(0.7, 1.4))).astype(
+            np.float32
+        )
         plane = np.exp(1j * (k[0] * x + k[1] * y + np.float32(rng.uniform(0, 2 * np.pi)))).astype(np.complex64)
         along = np.exp(1j * (k[2] * z)).astype(np.complex64)
         field += plane.real * along.real - plane.imag * along.imag
