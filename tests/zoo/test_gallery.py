@@ -113,7 +113,9 @@ def test_outlines_follow_holes_and_leave_out_specks() -> None:
     assert outer.min(axis=0).tolist() == [3, 2]
     assert outer.max(axis=0).tolist() == [15, 14]
     assert (hole.min(axis=0).tolist(), hole.max(axis=0).tolist()) == ([7, 6], [11, 10])
-    assert len(simplify(outer, 0.1)) == 8  # four sides, four cut corners
+    octagon = simplify(outer, 0.1)
+    assert 8 <= len(octagon) <= 10  # four sides, four cut corners
+    assert np.linalg.norm(octagon - np.roll(octagon, 1, axis=0), axis=1).max() == 11
     single = np.zeros((3, 3), bool)
     single[1, 1] = True
     assert len(outline(single)) == 1
@@ -192,8 +194,10 @@ def write_run(folder: Path, ids: tuple[str, ...] = ("one<1>", "two")) -> Path:
             whole = [" ".join(part.values()) for part in (reference, prediction)]
             row = {"id": name, "reference": whole[0], "prediction": whole[1], "raw": whole[1], "regions": regions}
             file.write(json.dumps({**row, "findings": None, "split": "validation"}) + "\n")
-    metrics = {"protocol": "toy", "n": 2, "metrics": {"bleu_4": {"value": 0.125}}, "skipped": {"meteor": "no WordNet"}}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    metrics = {"bleu_4": {"value": 0.125}}
+    skipped = {"meteor": {"reason": "no WordNet"}}
+    record = {"protocol": "toy", "n": 2, "metrics": metrics, "skipped": skipped}
+    (folder / "metrics.json").write_text(json.dumps(record))
     return folder
 
 

@@ -131,6 +131,10 @@ def _entry(line: Mapping[str, Any], study: Study, label: Labeller | None, scores
         RegionRow(row["region"], row.get("named"), row.get("reference") or None, row.get("prediction") or None)
         for row in line.get("regions") or ()
     )
+    if regions:  # those that the reference speaks of and the method was not shown
+        shown = {row.region for row in regions}
+        rest = ((name, text) for name, text in (study.regions or {}).items() if name not in shown)
+        regions += tuple(RegionRow(name, reference=text) for name, text in rest)
     known = line.get("findings")
     if known is None and label is not None:
         known = label(line["reference"])
@@ -167,13 +171,11 @@ def _tiles(path: Path) -> str:
     if not path.is_file():
         return ""
     metrics = json.loads(path.read_text("utf-8"))
-    values = {name: value["value"] if isinstance(value, dict) else value for name, value in metrics["metrics"].items()}
     tiles = "".join(
-        f"<div><dt>{html.escape(name)}</dt><dd>{figure(value)}</dd></div>"
-        for name, value in values.items()
-        if isinstance(value, int | float)
+        f"<div><dt>{html.escape(name.replace('_', ' '))}</dt><dd>{figure(entry['value'])}</dd></div>"
+        for name, entry in metrics["metrics"].items()
     )
-    absent = "; ".join(f"{name}: {reason}" for name, reason in (metrics.get("skipped") or {}).items())
+    absent = "; ".join(f"{name}: {entry['reason']}" for name, entry in (metrics.get("skipped") or {}).items())
     note = f'<p class="sub">Absent: {html.escape(absent)}</p>' if absent else ""
     protocol = html.escape(f"protocol {metrics.get('protocol', 'not named')}, n = {metrics.get('n', '?')}")
     return f'<dl class="tiles">{tiles}</dl><p class="sub">{protocol}</p>{note}'

@@ -230,7 +230,7 @@ def _pair(drawn: Slice, number: Mapping[str, int], level: int | None, extra: str
     outlines = "".join(
         f'<g class="outline c{number[name] % len(PALETTE)}" data-r="{number[name]}"><title>{html.escape(name)}</title>'
         f'<path d="{path}"/><text x="{x}" y="{y}">{number[name] + 1}</text></g>'
-        for name, (path, (x, y)) in sorted(drawn.outlines.items(), key=lambda item: number[item[0]])
+        for name, (path, (x, y)) in sorted(drawn.outlines.items(), key=lambda item: -len(item[1][0]))  # small on top
     )
     figures = "".join(
         f'<figure><img src="{uri}" width="{width}" height="{height}" loading="lazy" '

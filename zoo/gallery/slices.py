@@ -166,24 +166,22 @@ def outline(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
-    """Drops points of a closed polygon while it stays within `tolerance` of them (Douglas and Peucker, 1973)."""
-    ring = np.concatenate([points, points[:1]]).astype(float)
-    far = int(np.argmax(np.linalg.norm(ring - ring[0], axis=1)))
-    keep = np.zeros(len(ring), bool)
-    keep[[0, far]] = True
-    spans = [(0, far), (far, len(ring) - 1)]
-    while spans:
-        a, b = spans.pop()
-        if b - a < 2:
-            continue
-        (dx, dy), inner = ring[b] - ring[a], ring[a + 1 : b] - ring[a]
-        length = np.hypot(dx, dy)
-        away = np.abs(dx * inner[:, 1] - dy * inner[:, 0]) / length if length else np.linalg.norm(inner, axis=1)
-        middle = a + 1 + int(np.argmax(away))
-        if away.max() > tolerance:
-            keep[middle] = True
-            spans += [(a, middle), (middle, b)]
-    return ring[:-1][keep[:-1]]
+    """Drops points of a closed polygon that lie within `tolerance` of the line between their neighbours.
+
+    Every second point in turn, so that neighbours never go together, until nothing more goes.
+    """
+    parity, idle = 0, 0
+    while idle < 2 and len(points) > 4:
+        before, after = np.roll(points, 1, axis=0), np.roll(points, -1, axis=0)
+        chord, arm = after - before, points - before
+        length = np.maximum(np.hypot(*chord.T), 1e-9)
+        away = np.abs(chord[:, 0] * arm[:, 1] - chord[:, 1] * arm[:, 0]) / length
+        keep = (away > tolerance) | (np.hypot(*arm.T) > length)
+        keep[parity::2] = True
+        keep[-1] |= len(points) % 2 == 1  # in a ring of odd length the last and the first are neighbours
+        idle = idle + 1 if keep.all() else 0
+        points, parity = points[keep], 1 - parity
+    return points
 
 
 def _display(study: Study) -> tuple[np.ndarray, dict[str, np.ndarray], tuple[float, float, float]]:
@@ -232,7 +230,7 @@ def _path(polygons: Sequence[np.ndarray], stretch: np.ndarray) -> tuple[str, tup
     """Relative SVG path data, and the topmost point of the longest polygon."""
     parts = []
     for polygon in polygons:
-        points = simplify(polygon * stretch, tolerance=0.6 * float(stretch.min())).round().astype(int)
+        points = simplify(polygon * stretch, tolerance=0.35 * float(stretch.max())).round().astype(int)
         moves = np.diff(points, axis=0).tolist()
         parts.append(f"M{points[0][0]} {points[0][1]}l" + " ".join(f"{x} {y}" for x, y in moves) + "z")
     top = polygons[0][np.argmin(polygons[0][:, 1])] * stretch
