@@ -6,6 +6,7 @@ projections, which is peft's default for LLaMA and what the authors' released ke
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +48,9 @@ def tune(model: Any, tuning: Tuning, lora: LoRA) -> Any:
         target_modules=_TARGETS.get(kind),
         fan_in_fan_out=kind == "gpt2",  # its projections are stored transposed
     )
-    return get_peft_model(model, settings)
+    with warnings.catch_warnings():  # peft asks transformers by a name that is about to change
+        warnings.simplefilter("ignore", FutureWarning)
+        return get_peft_model(model, settings)
 
 
 def without_adapters(model: Any) -> Any:
