@@ -1,11 +1,15 @@
 """Findings' P/R/F1 against scikit-learn's definition worked out by hand; the reports that trivial systems make."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from datamodules.study import Study
 from zoo.metrics.baselines import report_of, trivial_reports
 from zoo.metrics.findings import finding_scores
 from zoo.metrics.run import quick_metrics, run_metrics
+from zoo.metrics.table import show
 
 REGIONS = ("heart", "lung", "thyroid")
 
@@ -112,3 +116,19 @@ def test_a_broken_labeller_leaves_the_other_figures():
     result = quick_metrics(lines(), "reg2rg", REGIONS, broken)
     assert "bleu_1" in result["metrics"]
     assert "no such phrase" in result["skipped"]["phantom_findings"]["reason"]
+
+
+def test_the_table_shows_the_method_beside_its_baselines_and_says_phantom():
+    result = run_metrics(lines(), "reg2rg", REGIONS, label, trivial_reports(training(), REGIONS, label))
+    absent = {"value": None, "status": "skipped", "reason": "WordNet 3.0 is not at hand", "how_to": "install it"}
+    result |= {"phantom": True, "split": "validation", "skipped": {"meteor": absent}}
+    console = Console(width=120, record=True, file=io.StringIO())
+    show(result, console)
+    text = console.export_text()
+    assert "phantom" in text.splitlines()[0]
+    assert "2 studies, protocol reg2rg (version 1)" in text.splitlines()[0]
+    row = next(line for line in text.splitlines() if "findings micro F1" in line)
+    assert [cell.strip() for cell in row.split("│")[2:5]] == ["0.6667", "0.0000", "0.5000"]
+    assert "METEOR is absent: WordNet 3.0 is not at hand. To have it: install it." in text
+    assert "always normal" in text
+    assert "KL divergence" in text

@@ -22,11 +22,8 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(_title(result, "Reports"), style="bold", highlight=False)
     console.print(_main_table(result))
     for key, entry in result["skipped"].items():
-        console.print(
-            f"{label(key, result)} is absent: {entry['reason']}. {entry['how_to'].capitalize()}.",
-            style="yellow",
-            highlight=False,
-        )
+        advice = f"{label(key, result)} is absent: {entry['reason']}. To have it: {entry['how_to']}."
+        console.print(advice, style="yellow", highlight=False)
     if result.get("regions"):
         console.print(_title(result, "Regions"), style="bold", highlight=False)
         console.print(_region_table(result))
@@ -46,7 +43,7 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
 def label(key: str, result: Mapping[str, Any]) -> str:
     """A metric's name for people."""
     metrics = PROTOCOLS[result["protocol"]].metrics
-    return metrics[key].label if key in metrics else key.replace("_", " ")
+    return metrics[key].label if key in metrics else key.replace("_", " ").replace(" f1", " F1")
 
 
 def _title(result: Mapping[str, Any], what: str) -> str:
@@ -61,7 +58,7 @@ def _main_table(result: Mapping[str, Any]) -> Table:
     table.add_column("", no_wrap=True)
     table.add_column("method" if baselines else "mean", justify="right", style="bold")
     for name in baselines or ("std", "overall"):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for key, entry in result["metrics"].items():
         if baselines:
             rest = [baseline["metrics"].get(key, {}).get("value") for baseline in baselines.values()]
