@@ -56,7 +56,7 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:
     """The same numbers in a small type; whole ones as integers, which are cheaper to work on."""
-    if array.dtype == np.uint8:
+    if array.dtype in (np.uint8, np.int16):
         return array
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():

@@ -127,12 +127,12 @@ def resize_area(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
         float32, C order.
     """
     windows = [_windows(length, out) for length, out in zip(array.shape, size, strict=True)]
-    voxels = int(np.prod([int((stop - start).max()) for start, stop in windows]))
-    largest = 1 if array.dtype == bool else np.iinfo(array.dtype).max if array.dtype.kind in "iu" else _EXACT
-    if voxels * largest >= _EXACT:
-        dense = torch.from_numpy(np.ascontiguousarray(array, np.float32))
-        return F.adaptive_avg_pool3d(dense[None, None], (size[0], size[1], size[2]))[0, 0].numpy()
-    return _mean(array, windows, np.dtype(np.int32))
+    if array.dtype.kind in "iu":
+        bound = max(int(array.max()), -int(array.min()))
+        if bound * _voxels(windows) < _EXACT:
+            return _mean(array, windows, bound)
+    dense = torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    return F.adaptive_avg_pool3d(dense[None, None], (size[0], size[1], size[2]))[0, 0].numpy()
 
 
 def _windows(length: int, out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,17 +141,32 @@ def _windows(length: int, out: int) -> tuple[np.ndarray, np.ndarray]:
     return index * length // out, -(-(index + 1) * length // out)
 
 
-def _mean(array: np.ndarray, windows: list[tuple[np.ndarray, np.ndarray]], dtype: np.dtype) -> np.ndarray:
-    """Means over windows along every axis; `dtype` must hold the sums. Input indices count from `array`'s corner."""
-    sums = array.astype(dtype, order="K", copy=False)
-    for axis in sorted(range(3), key=lambda axis: -array.strides[axis]):
-        if axis == 0:
-            sums = np.ascontiguousarray(sums)  # the axis that lay innermost is dear to gather from
-        sums = _sum_windows(sums, axis, *windows[axis])
-    mean = np.ascontiguousarray(sums, np.float32)
+def _voxels(windows: list[tuple[np.ndarray, np.ndarray]]) -> int:
+    """How many voxels the largest window holds."""
+    return int(np.prod([int((stop - start).max()) for start, stop in windows]))
+
+
+def _mean(array: np.ndarray, windows: list[tuple[np.ndarray, np.ndarray]], bound: int) -> np.ndarray:
+    """Means over windows along every axis. Input indices count from `array`'s corner; no |value| is above `bound`."""
+    outer, middle, inner = sorted(range(3), key=lambda axis: -array.strides[axis])
+    sums = array.transpose(outer, middle, inner)
+    for place, axis in ((0, outer), (1, middle), (1, inner)):
+        if axis == inner:  # dear to gather from; moved off the end, it is not
+            sums = np.ascontiguousarray(sums.transpose(1, 2, 0))
+        bound *= _voxels([windows[axis]])
+        sums = _sum_windows(sums.astype(_smallest(sums.dtype, bound), copy=False), place, *windows[axis])
+    mean = np.ascontiguousarray(sums.transpose(np.argsort((middle, inner, outer))), np.float32)
     for axis, (start, stop) in enumerate(windows):
         mean /= (stop - start).astype(np.float32).reshape([-1 if axis == other else 1 for other in range(3)])
     return mean
+
+
+def _smallest(dtype: np.dtype, bound: int) -> np.dtype:
+    """The smallest type no smaller than `dtype` that holds sums up to `bound`: less memory to move."""
+    for wider in (np.uint8, np.int16, np.int32):
+        if np.can_cast(dtype, wider) and bound <= np.iinfo(wider).max:
+            return np.dtype(wider)
+    return np.dtype(np.int64)
 
 
 def _sum_windows(array: np.ndarray, axis: int, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -181,8 +196,7 @@ def _resize_mask(mask: np.ndarray, around: Box | None, whole: Box, size: Sequenc
         source.append(slice(outer.start + begin, outer.start + int(stop[last - 1])))
         target.append(slice(first, last))
         windows.append((start[first:last] - begin, stop[first:last] - begin))
-    voxels = int(np.prod([int((stop - start).max()) for start, stop in windows]))
-    out[tuple(target)] = _mean(mask[tuple(source)], windows, np.dtype(np.uint8 if voxels < 256 else np.int32))
+    out[tuple(target)] = _mean(mask[tuple(source)], windows, 1)
     return out
 
 
@@ -243,12 +257,17 @@ def _bits(volume: np.ndarray) -> np.ndarray:
 
 def _encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flat = mask.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    lengths = np.diff(starts, append=flat.size)
     longest = np.iinfo(np.uint16).max
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    starts = np.union1d(starts, np.arange(0, flat.size, longest))  # also cuts runs that are too long for a length
-    table, codes = np.unique(flat[starts], return_inverse=True)
-    lengths = np.diff(starts, append=flat.size).astype(np.uint16)
-    return table, codes.astype(np.uint8 if table.size <= 256 else np.uint16), lengths
+    pieces = -(-lengths // longest)  # a run too long for a length becomes several
+    values, lengths = np.repeat(flat[starts], pieces), np.repeat(lengths, pieces)
+    last = np.cumsum(pieces) - 1
+    lengths[last] -= (pieces - 1) * longest
+    lengths[np.setdiff1d(np.flatnonzero(lengths > longest), last)] = longest
+    table = np.unique(values)
+    codes = np.searchsorted(table, values).astype(np.uint8 if table.size <= 256 else np.uint16)
+    return table, codes, lengths.astype(np.uint16)
 
 
 def _decode(packed: Mapping[str, Tensor], key: str, size: Sequence[int]) -> Tensor:

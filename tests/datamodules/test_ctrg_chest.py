@@ -50,7 +50,7 @@ TWICE = {"train": [{"id": 1, "finding": ""}], "test": [{"id": 1, "finding": ""}]
     ("break_it", "expected"),
     [
         (lambda root: (root / VOLUME / "2.nii.gz").unlink(), f"{TABLE}: 2 has a report, but there is no"),
-        (lambda root: (root / VOLUME / "2.nii.gz").rename(root / VOLUME / "77.nii.gz"), "77.nii.gz: .* does not name it"),
+        (lambda root: (root / VOLUME / "2.nii.gz").rename(root / VOLUME / "77.nii.gz"), "77.nii.gz: .* not name it"),
         (lambda root: (root / "region_mask/seg_1/heart.nii.gz").unlink(), "seg_1/heart.nii.gz: missing mask"),
         (lambda root: (root / "region_report.csv").unlink(), "region_report.csv: no such file"),
         (lambda root: _report(root, "liver"), "'liver' is not in the list"),

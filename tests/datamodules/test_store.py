@@ -122,7 +122,7 @@ def test_a_read_only_folder_is_named(data, tmp_path, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # permissions would not stop root
-    with pytest.raises(OSError, match="Read-only file system; set data.store to a folder that can be written") as caught:
+    with pytest.raises(OSError, match="Read-only file system; set data.store to a folder") as caught:
         _build(data, Store(tmp_path / "store", {}), Means())
     assert caught.value.errno == errno.EROFS
 
