@@ -116,7 +116,7 @@ class Anatomy:
         )
 
     def lungs(self, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Whether points (x, y, z broadcast) lie in a lung: inside the ribs, off the mediastinum, above the diaphragm."""
+        """Whether points lie in a lung: within the ribs, off the mediastinum, above the diaphragm."""
         inside = self.rho(CAVITY, x, y, z) < 1
         a, b, c = self.profile(BETWEEN, z)
         inside &= (x / a) ** 2 + ((y - c) / b) ** 2 > 1

@@ -1,7 +1,7 @@
 """Renders a phantom patient as a chest CT with the masks of the ten regions.
 
 The volume has RadGenome-ChestCT's spacing (1 x 1 x 3 mm), int16 HU, array axes `(x, y, z)` that point to the patient's
-left, back and head (`("L", "P", "S")`; NIfTI affine `diag(-1, -1, 3)`). One patient takes about half a second on one core.
+left, back and head (`("L", "P", "S")`; NIfTI affine `diag(-1, -1, 3)`). One patient takes half a second on one core.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "there is a {size} mm nodule in the {sided} thyroid lobe",
     ),
     "goitre": ("the thyroid gland is enlarged", "both thyroid lobes are increased in size"),
-    "gynaecomastia": ("there is gynecomastia {on}", "gynecomastia is seen {on}"),
+    "gynaecomastia": ("there is gynecomastia {on} measuring {size} mm", "gynecomastia of {size} mm is seen {on}"),
     "breast nodule": ("a nodule of {size} mm is seen in the {sided} breast", "there is a {size} mm breast nodule {on}"),
     "breast prosthesis": ("breast implants are seen on both sides", "there are breast implants on both sides"),
     "osteophytes": ("osteophytes are seen along the spine", "there are degenerative osteophytes of the spine"),
