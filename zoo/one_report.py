@@ -61,7 +61,7 @@ def load_checkpoint(model: ReportGenerator, path: Path) -> None:
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except Exception as error:  # torch raises a dozen kinds for a broken file
-        raise DataFault(f"{file}: cannot load this checkpoint: {str(error).splitlines()[0]}") from error
+        raise DataFault(f"{file}: cannot load this checkpoint: {' '.join(str(error).split())[:400]}") from error
 
 
 def generate(config: Config, model: ReportGenerator, checkpoint: Path, study: Study) -> Report:

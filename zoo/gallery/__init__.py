@@ -81,7 +81,7 @@ def write_study_page(path: Path, study: Study, entry: Entry, regions: tuple[str,
     names = list(dict.fromkeys([*regions, *(row.region for row in entry.regions), *(study.masks or ())]))
     pictures = None if study.volume is None else draw(study)
     section = study_section(entry, pictures, names, "study-0")
-    body = f'{section}<p class="caption">{html.escape(caption)}</p>'
+    body = f'<p class="caption">{html.escape(caption)}</p>{section}'
     atomic_write(path, document(f"Report of {study.id}", False, body))
     return path
 
