@@ -42,7 +42,7 @@ from datamodules.phantom.render import REGIONS, affine, render_ct
 from datamodules.phantom.wording import word_report
 from datamodules.study import DataFault
 
-VERSION = 2  # raise it whenever the same seed would give other bytes
+VERSION = 3  # raise it whenever the same seed would give other bytes
 MARKER = "PHANTOM.json"
 NOTICE = "Synthetic patients drawn by rrg-zoo's phantom. They stand for nobody and teach nothing clinical."
 

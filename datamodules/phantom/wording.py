@@ -244,7 +244,8 @@ def _say(finding: Finding, rng: random.Random) -> str:
     place = finding.place
     if finding.label == "Lung opacity" and place in LOBES:
         place = f"the {place}"
-    return rng.choice(sentences).format(place=place, size=finding.size, sided=SIDED[finding.side], on=ON[finding.side])
+    said = rng.choice(sentences).format(place=place, size=finding.size, sided=SIDED[finding.side], on=ON[finding.side])
+    return re.sub(r"\ba (?=(8|11|18)\b)", "an ", said)
 
 
 def _denials(region: str, patient: Patient, rng: random.Random) -> list[str]:
