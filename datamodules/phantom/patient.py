@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.phantom.anatomy import CAVITY, LOBES, Anatomy, draw_anatomy
+from datamodules.phantom.anatomy import LOBES, Anatomy, draw_anatomy
 from datamodules.phantom.shapes import Point
 
 # CT-RATE's 18 labels in the order of its classifier (Hamamci et al. 2024); the phantom draws every one of them.
@@ -343,4 +343,4 @@ def _extra(region: str, anatomy: Anatomy, rng: random.Random, goitre: bool) -> F
     )
 
 
-__all__ = ["CAVITY", "EXTRAS", "FINDINGS", "LOBES", "NODES", "Finding", "Patient", "draw_patient"]
+__all__ = ["EXTRAS", "FINDINGS", "LOBES", "NODES", "Finding", "Patient", "draw_patient"]
