@@ -109,7 +109,6 @@ class ReportDataModule(L.LightningDataModule, ABC):
         self.preprocessor: Preprocessor | None = None
         self.faults: dict[str, list[Fault]] = {}
         self._studies: dict[str, list[Study]] = {}
-        self._store: Store | None = None
 
     # What a dataset gives.
 
@@ -213,8 +212,11 @@ class ReportDataModule(L.LightningDataModule, ABC):
             self._studies[split] = self._judge(split, studies, found)
             split_of |= {fault.study_id: split for fault in self.faults[split]}
             everything += self.faults[split]
-        if everything:
+        if self.on_error == "skip":
             write_faults(store.folder / "skipped.jsonl", split_of, everything)
+        if everything:
+            lost = f"{len(everything)} faults passed over, {len(self.skipped)} studies left out of training"
+            print(f"{lost}: see {store.folder / 'skipped.jsonl'}")
 
     def setup(self, stage: str | None = None) -> None:
         """Lists the studies; those that `prepare_data` had to leave out stay out on every process."""
@@ -226,10 +228,8 @@ class ReportDataModule(L.LightningDataModule, ABC):
         """The store of the present preprocessor, or `None` where none is wanted."""
         if self.store is None or self.preprocessor is None:
             return None
-        if self._store is None:
-            folder = self.root / ".store" if self.store == "auto" else Path(self.store)
-            self._store = Store(folder, self.preprocessor.settings())
-        return self._store
+        folder = self.root / ".store" if self.store == "auto" else Path(self.store)
+        return Store(folder, self.preprocessor.settings())
 
     # Loaders.
 

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +40,7 @@ from datamodules.study import DataFault, Study
 if TYPE_CHECKING:
     from datamodules.report_datamodule import Preprocessor
 
+_HOST = platform.node()  # process numbers mean something on one machine only
 _FORMAT = 1  # raise when an item's meaning changes
 Inspect = Callable[[Study], tuple[Study, list[Fault]]]
 
@@ -113,7 +123,7 @@ class Store:
         """
         faults: list[Fault] = []
         missing: list[Study] = []
-        for study in studies:
+        for study in track(studies, "checking the store", transient=True, disable=not progress):
             noted = self.ready(study)
             faults += noted or []
             if noted is None:
@@ -138,8 +148,8 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "settings.json").write_text(self.settings + "\n", encoding="utf-8")
-            for left in self.folder.glob(".*.partial"):
-                if not _alive(int(left.suffixes[-2][1:])):
+            for left in self.folder.glob(f".*.safetensors.{_HOST}-*.partial"):
+                if not _alive(int(left.stem.rsplit("-", 1)[1])):
                     left.unlink(missing_ok=True)
         except OSError as error:
             advice = "set data.store to a folder that can be written, or data.store=null to do without"
@@ -154,7 +164,7 @@ class Store:
     def write(self, study: Study, arrays: dict[str, np.ndarray], faults: list[Fault]) -> int:
         """Writes one item; returns its size in bytes."""
         path = self.path(study)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
         notes = {"key": self.key(study), "faults": json.dumps([asdict(fault) for fault in faults])}
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=notes)

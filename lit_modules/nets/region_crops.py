@@ -245,10 +245,8 @@ def unpack(
     """
     volumes = [packed[f"volume/{name}"] for name in (GLOBAL, *regions) if f"volume/{name}" in packed]
     masks = [_decode(packed, f"mask/{name}", size) for name in regions if f"mask/{name}/table" in packed]
-    stacked = torch.stack(volumes) if volumes else None
-    if stacked is not None and stacked.dtype == torch.uint16:
-        stacked = stacked.view(torch.bfloat16)
-    return None if stacked is None else stacked[:, None], torch.stack(masks)[:, None] if masks else None
+    volumes = [part.view(torch.bfloat16) if part.dtype == torch.uint16 else part for part in volumes]
+    return torch.stack(volumes)[:, None] if volumes else None, torch.stack(masks)[:, None] if masks else None
 
 
 def _bits(volume: np.ndarray) -> np.ndarray:
@@ -271,7 +269,11 @@ def _encode(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _decode(packed: Mapping[str, Tensor], key: str, size: Sequence[int]) -> Tensor:
-    values = packed[f"{key}/table"][packed[f"{key}/codes"].long()]
+    values = packed[f"{key}/table"][_whole(packed[f"{key}/codes"])]
     voxels = size[0] * size[1] * size[2]  # given, so that a GPU need not be asked for the sum
-    lengths = packed[f"{key}/lengths"].long()
-    return torch.repeat_interleave(values, lengths, output_size=voxels).reshape(tuple(size))
+    return torch.repeat_interleave(values, _whole(packed[f"{key}/lengths"]), output_size=voxels).reshape(tuple(size))
+
+
+def _whole(numbers: Tensor) -> Tensor:
+    """int64; by way of int16, because torch does little with uint16 on some devices."""
+    return numbers.view(torch.int16).long() & 0xFFFF if numbers.dtype == torch.uint16 else numbers.long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import shutil
 import signal
 import time
@@ -83,7 +84,7 @@ def test_half_an_item_does_not_count(data, tmp_path):
     _made(notes)
     first, second = (store.path(study) for study in data.studies("train")[:2])
     first.write_bytes(first.read_bytes()[:-4])  # cut short by a copy
-    second.rename(second.with_name(f".{second.name}.999999999.partial"))  # its writer was killed
+    second.rename(second.with_name(f".{second.name}.{platform.node()}-999999999.partial"))  # its writer was killed
     with pytest.raises(DataFault, match="delete it and prepare the data again"):
         store.load(data.studies("train")[0])
     with pytest.raises(DataFault, match="train_2_a_1 is not in the store"):
