@@ -12,18 +12,16 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zoo.command import UsageError, ablations, configs_folder, methods, recipes
+from zoo.layers import Layer, flatten, read_arguments, read_layer
 from zoo.schema import instantiate, schema
-
-__all__ = ["MISSING", "Config", "Run", "compose", "load", "schema"]
 
 
 @dataclass(frozen=True)
@@ -62,28 +60,11 @@ NOT_SETTINGS = {
                 "model_registry", "use_distributed_sampler", "enable_checkpointing", "enable_autolog_hparams"},
     "log": {"folder"},
 }  # fmt: skip
-NARROWER = {"trainer": {"strategy": Literal["auto", "ddp", "zero2"]}}
+NARROWER = {"trainer": {"strategy": Literal["auto", "ddp", "zero2"], "accelerator": Literal["auto", "cpu", "gpu"]}}
 ACCUMULATION = (
     "accumulation follows from data.global_batch_size = data.micro_batch_size × accumulation × devices × nodes; "
     "set data.global_batch_size or data.micro_batch_size instead"
 )
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One source of settings: nested values, and where each dotted key stands."""
-
-    name: str
-    values: dict[str, Any]
-    lines: Mapping[str, int] = field(default_factory=dict)
-    method: str | None = None
-    recipe: str | None = None
-    ablations: tuple[str, ...] = ()
-
-    def origin(self, key: str) -> str:
-        """`file:line` of a key, or the argument itself."""
-        line = self.lines.get(key)
-        return f"{self.name}:{line}" if line else self.name
 
 
 @dataclass(frozen=True)
@@ -175,37 +156,6 @@ def load(path: Path, overrides: Sequence[str] = (), allow_missing: bool = False)
     return _resolve(layer.method, layer.recipe, layer.ablations, [layer], [], overrides, allow_missing)
 
 
-def read_layer(path: Path, recipe: str | None = None) -> Layer:
-    """Reads a YAML file; what its `when: {<recipe>: …}` says about this recipe is laid over the rest."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
-        lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} must hold sections ({', '.join(SECTIONS)}), not a list")
-    when = values.pop("when", None) or {}
-    prefix = f"when.{recipe}."
-    lines |= {key.removeprefix(prefix): line for key, line in lines.items() if key.startswith(prefix)}
-    values = _overlay(dict(values), when.get(recipe) or {})
-    head = {name: values.pop(name, None) for name in ("method", "recipe", "with")}
-    return Layer(_short(path), values, lines, head["method"], head["recipe"], tuple(head["with"] or ()))
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings → dotted key → value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def choose(kind: str, name: str, known: Sequence[str]) -> str:
     """`name`, if it is known.
 
@@ -249,7 +199,8 @@ class _Resolver:
         name, origin, earlier = target, "", []
         if target is None:
             for index, layer in enumerate(self.layers):
-                new = (layer.values.get(section) or {}).get("class")
+                values = layer.values.get(section)
+                new = values.get("class") if isinstance(values, Mapping) else None
                 if new and new != name:
                     earlier.append((index, name))
                     name, origin = new, layer.origin(f"{section}.class")
@@ -275,6 +226,8 @@ class _Resolver:
                 if section not in SECTIONS:
                     for key in flatten({section: values}):
                         self._unknown(key, layer.origin(key))
+                elif values is None:
+                    continue  # a section whose lines are all comments
                 elif not isinstance(values, Mapping):
                     self.errors.append(f"{layer.origin(section)}: {section} is a section; write {section}.<setting>=…")
                 elif section in self.nodes:
@@ -336,7 +289,7 @@ def _resolve(
     overrides: Sequence[str],
     allow_missing: bool,
 ) -> Config:
-    arguments, errors = _arguments(overrides)
+    arguments, errors = read_arguments(overrides)
     resolver = _Resolver([*base, *extra, *arguments])
     resolver.resolve()
     errors += resolver.errors
@@ -368,21 +321,6 @@ def _lists(value: Any) -> Any:
     return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _arguments(overrides: Sequence[str]) -> tuple[list[Layer], list[str]]:
-    layers, errors = [], []
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        try:
-            if not equals or not key:
-                raise UsageError
-            values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except (UsageError, yaml.YAMLError, OmegaConfBaseException):
-            errors.append(f"{text!r}: settings are written key=value, e.g. model.lr=1e-4")
-            continue
-        layers.append(Layer(f"argument {text!r}", values))  # type: ignore[arg-type]
-    return layers, errors
-
-
 def _node(section: str, target: Any) -> DictConfig:
     return OmegaConf.structured(schema(target, NOT_SETTINGS.get(section, ()), NARROWER.get(section)))
 
@@ -395,27 +333,3 @@ def _section_type(node: DictConfig, key: str) -> type | None:
 
 def _branches(path: str, node: DictConfig) -> list[tuple[str, str]]:
     return [(path, str(key)) for key in node if isinstance(node._get_node(key), DictConfig)]
-
-
-def _overlay(under: Mapping[Any, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _overlay(result[key], value) if both else value
-    return result
-
-
-def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    lines: dict[str, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[f"{prefix}{key.value}"] = key.start_mark.line + 1
-            lines |= _lines(value, f"{prefix}{key.value}.")
-    return lines
-
-
-def _short(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

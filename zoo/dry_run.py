@@ -13,7 +13,7 @@ from torch import nn
 from lit_modules.report_generator import Requirement
 from zoo.config import Config
 from zoo.strategies import BUCKET
-from zoo.trainer import EffectiveBatch, data_checklist, device_count, effective_batch, on_cpu
+from zoo.trainer import EffectiveBatch, data_needs, device_needs, effective_batch
 
 GIB = 1024**3
 # Bytes that a transformer layer keeps for the backward pass, per token and hidden channel in 16 bit, without
@@ -55,7 +55,7 @@ def dry_run(config: Config) -> None:
     console.print(f"\n[bold]Effective batch[/]\n  {batch}")
     console.print(f"\n[bold]Memory of one device: an estimate[/]\n{_memory_lines(memory)}")
     console.print("\n[bold]Needed[/]")
-    needed = [*data_checklist(data), *model.requirements(), *device_checklist(config, memory)]
+    needed = [*data_needs(data), *model.requirements(), *device_needs(config), *memory_needs(config, memory)]
     if not needed:
         console.print("  nothing but this machine")
     for item in needed:
@@ -109,17 +109,14 @@ def _activations(model: nn.Module, config: Config, micro: int, size: int) -> int
     return micro * length * ((layers * kept * hidden + one_layer) * size // 2 + logits)
 
 
-def device_checklist(config: Config, memory: Memory) -> list[Requirement]:
-    """GPUs and their memory, as far as the recipe asks for them."""
-    wants_gpu = config.values["trainer"]["accelerator"] in ("gpu", "cuda")
-    if on_cpu(config) and not wants_gpu and config.values["trainer"]["strategy"] != "zero2":
+def memory_needs(config: Config, memory: Memory) -> list[Requirement]:
+    """GPUs of that size, where the settings ask for GPUs."""
+    if config.values["trainer"]["accelerator"] != "gpu":
         return []
-    there, wanted = torch.cuda.device_count(), device_count(config)
-    count = Requirement(f"{wanted} GPUs", there >= wanted, f"there are {there}; set trainer.devices")
-    smallest = min((torch.cuda.get_device_properties(index).total_memory for index in range(there)), default=0)
-    need = f"about {memory.total / GIB:.1f} GiB of GPU memory on each"
-    fits = Requirement(need, smallest >= memory.total, f"the smallest has {smallest / GIB:.1f} GiB")
-    return [count, fits]
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    need = f"about {memory.total / GIB:.1f} GiB on each of them"
+    found = f"the smallest has {min(sizes) / GIB:.1f} GiB" if sizes else "there is none here"
+    return [Requirement(need, bool(sizes) and min(sizes) >= memory.total, found)]
 
 
 def _changes(config: Config) -> str:

@@ -58,8 +58,17 @@ def fit(arguments: argparse.Namespace) -> None:
 
 
 def _fit(config: Config, resume: str | None) -> None:
+    from datamodules.study import DataFault
     from zoo.run_directory import RunDirectory, find_run
-    from zoo.trainer import build_trainer, check_requirements, effective_batch, is_first_process, seed_everything
+    from zoo.trainer import (
+        build_trainer,
+        data_needs,
+        device_needs,
+        effective_batch,
+        is_first_process,
+        require,
+        seed_everything,
+    )
 
     found = find_run(resume, config) if resume else None
     if resume and found is None:
@@ -67,7 +76,8 @@ def _fit(config: Config, resume: str | None) -> None:
     batch = effective_batch(config)
     seed_everything(config.values["run"]["seed"])
     model, data = config.build("model"), config.build("data")
-    check_requirements(model, data)
+    require(data_needs(data), DataFault)
+    require([*model.requirements(), *device_needs(config)], command.EnvironmentFault)
     data.preprocessor = model.preprocessor()
     if found:
         run = found[0]
@@ -85,7 +95,7 @@ def _finish(
 ) -> None:
     """Tests the chosen checkpoint, and shows what came out."""
     from zoo.gallery import write_gallery
-    from zoo.loggers import log_text
+    from zoo.loggers import close, log_text
     from zoo.metrics.table import show
     from zoo.trainer import checkpoint_to_test
 
@@ -96,6 +106,7 @@ def _finish(
         return
     if config.values["log"]["text"]:
         log_text(trainer.loggers, run.predictions)
+    close(trainer.loggers)
     write_gallery(run.path, data)
     show(json.loads(run.metrics.read_text(encoding="utf-8")))
     command.say(f"predictions {run.predictions}\ngallery     {run.gallery}\nmetrics     {run.metrics}")

@@ -104,11 +104,11 @@ def build_loggers(
         console="off", disable_git=True, save_code=False, disable_code=True, x_disable_meta=True,
         x_disable_stats=True, x_disable_machine_info=True,
     )  # fmt: skip
-    return [
-        WandbLogger(
-            save_dir=folder, project=project, name=Path(folder).name, offline=wandb == "offline", settings=quiet
-        )
-    ]
+    logger = WandbLogger(
+        save_dir=folder, name=Path(folder).name, project=project, offline=wandb == "offline", settings=quiet
+    )
+    logger._wandb_init.pop("anonymous", None)  # deprecated by W&B, which warns of it
+    return [logger]
 
 
 def log_text(loggers: list[Logger], predictions: Path, most: int = 100) -> None:
@@ -118,6 +118,13 @@ def log_text(loggers: list[Logger], predictions: Path, most: int = 100) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_text("reports", columns=["id", "reference", "prediction"], data=rows)
+
+
+def close(loggers: list[Logger]) -> None:
+    """Writes out what W&B still holds."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:

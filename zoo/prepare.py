@@ -20,11 +20,12 @@ def main(argv: list[str] | None = None) -> int:
 def prepare(argv: list[str]) -> None:
     """Composes the configuration and prepares its data."""
     config = command.configuration(command.parser("prepare", DESCRIPTION).parse_intermixed_args(argv))
-    from zoo.trainer import check_requirements, quiet
+    from datamodules.study import DataFault
+    from zoo.trainer import data_needs, quiet, require
 
     quiet()
     model, data = config.build("model"), config.build("data")
-    check_requirements(model, data)
+    require(data_needs(data), DataFault)
     data.preprocessor = model.preprocessor()
     data.prepare_data()
     counts = ", ".join(f"{len(data.studies(split))} {split}" for split in ("train", "validation"))

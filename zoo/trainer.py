@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.report_datamodule import ReportDataModule
-from datamodules.study import DataFault
-from lit_modules.report_generator import ReportGenerator, Requirement
+from lit_modules.report_generator import Requirement
 from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
 from zoo.callbacks.progress import progress_bar
 from zoo.command import EnvironmentFault, UsageError
@@ -129,7 +129,7 @@ class WholeBatches(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Raises `UsageError` where the training split is smaller than one effective batch."""
         studies = len(trainer.datamodule.studies("train"))  # type: ignore[attr-defined]
-        batches = math.ceil(math.ceil(studies / trainer.world_size) / self.batch.micro)
+        batches = math.ceil(studies / trainer.world_size) // self.batch.micro
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         whole = batches // self.batch.accumulation * self.batch.accumulation
@@ -176,22 +176,28 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def check_requirements(model: ReportGenerator, data: ReportDataModule) -> None:
-    """Ends the command before anything is built where something is missing.
+def require(needs: Iterable[Requirement], kind: type[Exception]) -> None:
+    """Ends the command, before anything is built, where something is missing.
 
     Raises:
-        DataFault: Data are missing.
-        EnvironmentFault: Weights, licences or packages are missing.
+        kind: Names everything that is missing, and what to do about it.
     """
-    for missing, kind in ((data_checklist(data), DataFault), (model.requirements(), EnvironmentFault)):
-        lines = [f"{item.what}: {item.how}" for item in missing if not item.met]
-        if lines:
-            raise kind("\n       ".join(lines))
+    lines = [f"{need.what}: {need.how}" for need in needs if not need.met]
+    if lines:
+        raise kind("\n       ".join(lines))
 
 
-def data_checklist(data: ReportDataModule) -> list[Requirement]:
+def data_needs(data: ReportDataModule) -> list[Requirement]:
     """What the data need that a user must bring."""
     return [Requirement(*item) for item in data.requirements()]
+
+
+def device_needs(config: Config) -> list[Requirement]:
+    """The GPUs that the settings ask for."""
+    if config.values["trainer"]["accelerator"] != "gpu":
+        return []
+    there, wanted = torch.cuda.device_count(), device_count(config)
+    return [Requirement(f"{wanted} GPUs", there >= wanted, f"there are {there}; set trainer.devices")]
 
 
 def checkpoint_to_test(run: RunDirectory, wanted: str) -> Path:

@@ -108,7 +108,9 @@ class ToyData(ReportDataModule):
     def list_studies(self, split):
         count = json.loads((self.root / "PHANTOM.json").read_text())[split]
         names = [f"{split}{number}" for number in range(count)][: self.limit]
-        return [Study(id=name, split=split, report=f"the value of {name}", regions={"heart": "normal"}) for name in names], []
+        return [
+            Study(id=name, split=split, report=f"the value of {name}", regions={"heart": "normal"}) for name in names
+        ], []
 
     def inspect(self, study):
         return study, []
