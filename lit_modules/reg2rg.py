@@ -54,16 +54,16 @@ VOLUME_ENCODER = Encoder3D(512, 512, patch_size=32, patch_frames=4, dim=768, dep
 # §IV-B: "a lightweight 3-layer ViT3D serves as the mask encoder"; sizes as in the authors' code.
 MASK_ENCODER = Encoder3D(256, 64, patch_size=32, patch_frames=16, dim=255, depth=3, heads=8, mlp_dim=512, channels=1)
 PERCEIVER = PerceiverSettings()  # §IV-B: 32 embeddings a volume
-ACTIVATIONS_GIB = 3.0  # one study of ten regions, with gradient checkpointing
+ACTIVATIONS_GIB = 3.0  # estimated for one study of ten regions, with gradient checkpointing
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How reports are decoded.
 
-    The defaults are greedy: the same report each time. The authors give `top_k=30` and leave the rest to the language
-    model's own file; Llama-2-chat's says `sample=True, temperature=0.6, top_p=0.9`, so that is probably what their
-    figures used.
+    Sound, and the default: greedy, the same report each time. Faithful: the authors give `top_k=30` and leave the rest
+    to the language model's own file; Llama-2-chat's says `sample=True, temperature=0.6, top_p=0.9`, so that is probably
+    what their figures used.
 
     Attributes:
         sample: Draw tokens instead of taking the likeliest.
@@ -106,8 +106,9 @@ class Reg2RG(ReportGenerator):
         global_context: Show the whole volume (Table VI).
         decouple: LFD (Table V). `False` shows each region as the masked, uncropped volume, and no mask.
         align: RRA (Table VII). `False` keeps regions in their order and asks for no names.
-        prompted_at_test: Regions shown in evaluation. `masked`: all that have a mask (faithful); `reported`: those that
-            the reference speaks of, as in training (an oracle: it tells the model what is worth a word).
+        prompted_at_test: Regions shown in evaluation. `masked`: all that have a mask (faithful, and sound: it asks the
+            reference nothing); `reported`: those that the reference speaks of, as in training, which tells the model
+            what is worth a word.
         max_length: Longest sequence in training, in tokens; longer ones are cut (authors' code: 2048).
         gradient_checkpointing: Recompute the language model's layers in the backward pass (§IV-B).
         dtype: Precision of the language model's own weights; adapters and encoders follow the Trainer.
@@ -356,8 +357,10 @@ class Reg2RG(ReportGenerator):
                 how = f"put the authors' file at {path}, or set model.{name}=null to start from random numbers"
                 needs.append(Requirement(Path(path).name, Path(path).is_file(), how))
         if settings.llm not in backbones.PHANTOMS:
-            needs.append(Requirement(settings.llm, backbones.at_hand(settings.llm), backbones.how_to_get(settings.llm)))
-            needs.append(self._memory())
+            there = backbones.at_hand(settings.llm, weights=settings.init_from is None)
+            needs.append(Requirement(settings.llm, there, backbones.how_to_get(settings.llm)))
+            if there or settings.llm in backbones.KNOWN:
+                needs.append(self._memory())
         return needs
 
     def _memory(self) -> Requirement:

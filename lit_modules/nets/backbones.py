@@ -38,7 +38,7 @@ LLAMA_2_7B = {
     "eos_token_id": 2,
 }
 GPT_2 = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
-_KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "meta-llama/Llama-2-7b-chat-hf": ("llama", LLAMA_2_7B),
     "meta-llama/Llama-2-7b-hf": ("llama", LLAMA_2_7B),
     "gpt2": ("gpt2", GPT_2),
@@ -99,8 +99,8 @@ def build_config(llm: str, phantom: PhantomSize, vocabulary: int) -> Any:
         )
     if llm.startswith("phantom:"):
         raise ValueError(f"llm={llm}: there are {' and '.join(PHANTOMS)}")
-    if llm in _KNOWN:
-        kind, values = _KNOWN[llm]
+    if llm in KNOWN:
+        kind, values = KNOWN[llm]
         return LlamaConfig(**values) if kind == "llama" else GPT2Config(**values)
     with _plain_errors(llm):
         return AutoConfig.from_pretrained(llm)
@@ -188,16 +188,20 @@ def how_to_get(llm: str) -> str:
     return f"{accept}run `hf download {llm}` while online, or set model.llm to a local folder"
 
 
-def at_hand(llm: str) -> bool:
-    """Whether the weights of `llm` can be read without a download."""
+def at_hand(llm: str, weights: bool = True) -> bool:
+    """Whether `llm` can be read without a download: its tokenizer, and its weights where they are wanted."""
     if llm in PHANTOMS:
         return True
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model.bin")
+    return _is_local(llm, "tokenizer.json") and (not weights or any(_is_local(llm, name) for name in names))
+
+
+def _is_local(llm: str, name: str) -> bool:
     if Path(llm).is_dir():
-        return any(Path(llm).glob("*.safetensors")) or any(Path(llm).glob("pytorch_model*.bin"))
+        return (Path(llm) / name).is_file()
     from huggingface_hub import try_to_load_from_cache
 
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model.bin")
-    return any(isinstance(try_to_load_from_cache(llm, name), str) for name in names)
+    return isinstance(try_to_load_from_cache(llm, name), str)
 
 
 # The phantom's tokenizer: deterministic, made in a moment, reads any text back as it was.

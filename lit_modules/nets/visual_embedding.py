@@ -20,7 +20,7 @@ class VisualEmbedding(nn.Module):
         mask_encoder: Encoder of masks; `None` where geometry is not shown.
         perceiver: Resampler.
         dim: Width of the language model's embeddings.
-        freeze_vision: The encoder of volumes is not trained.
+        freeze_vision: The encoder of volumes is not trained; it then records nothing for a backward pass.
     """
 
     def __init__(
@@ -40,13 +40,12 @@ class VisualEmbedding(nn.Module):
             self.mask_fc = nn.Linear(mask_encoder.dim, dim)
         self.image_token_weight = nn.Parameter(torch.randn(2, dim))
         self.region_token_weight = nn.Parameter(torch.randn(2, dim))
-        self.latents, self.freeze_vision = perceiver.latents, freeze_vision
+        self.latents = perceiver.latents
 
     def texture(self, volumes: Tensor) -> Tensor:
         """`(volume, channel, height, width, depth)` → `(volume, latent, dim)` (paper Eq. 3 and 7)."""
         dtype, at_once = self.fc.weight.dtype, max(1, VOXELS_AT_ONCE // volumes.shape[2:].numel())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_vision):
-            tokens = torch.cat([self.vision_encoder(part.to(dtype)) for part in volumes.split(at_once)])
+        tokens = torch.cat([self.vision_encoder(part.to(dtype)) for part in volumes.split(at_once)])
         return self.fc(self.perceiver(tokens))
 
     def geometry(self, masks: Tensor) -> Tensor:

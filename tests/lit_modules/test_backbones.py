@@ -81,6 +81,9 @@ def test_a_local_folder_is_read_as_it_stands(tmp_path: Path) -> None:
     written = build_language_model(settings, folder, torch.float32, SMALL, weights=False)
     written.save_pretrained(folder)
     assert at_hand(folder)
+    (tmp_path / "llama" / "model.safetensors").unlink()
+    assert at_hand(folder, weights=False) and not at_hand(folder)
+    written.save_pretrained(folder)
     read = build_language_model(settings, folder, torch.bfloat16, SMALL)
     assert read.dtype == torch.bfloat16
     torch.testing.assert_close(read.lm_head.weight.float(), written.lm_head.weight, rtol=1e-2, atol=1e-3)

@@ -249,6 +249,7 @@ def test_frozen_encoder_and_its_dropout() -> None:
     assert faithful.training and faithful.embedding_layer.vision_encoder.training
     assert not any(p.requires_grad for p in faithful.embedding_layer.vision_encoder.parameters())
     volumes = torch.randn(2, 1, 16, 16, 8)
+    assert not faithful.embedding_layer.vision_encoder(volumes).requires_grad
     assert not torch.equal(faithful.embedding_layer.texture(volumes), faithful.embedding_layer.texture(volumes))
     sound = small(vision=replace(SMALL["vision"], dropout=0.5), encoder_dropout=False).eval().train()
     assert sound.training and not sound.embedding_layer.vision_encoder.training
@@ -386,4 +387,5 @@ def test_fits_saves_and_comes_back(tmp_path: Path) -> None:
     assert loaded.settings == model.settings
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.state_dict().items())
     batch = batch_of(model)
-    assert loaded.eval().generate(batch)[0].raw == model.eval().generate(batch)[0].raw
+    assert loaded.eval().predict_step(batch, 0)[0].raw == model.eval().generate(batch)[0].raw
+    loaded.loss(batch).backward()  # nothing of inference mode stays behind
