@@ -123,7 +123,8 @@ class Store:
         """
         faults: list[Fault] = []
         missing: list[Study] = []
-        for study in track(studies, "checking the store", transient=True, disable=not progress):
+        quick = len(studies) < 500
+        for study in track(studies, "checking the store", transient=True, disable=quick or not progress):
             noted = self.ready(study)
             faults += noted or []
             if noted is None:
