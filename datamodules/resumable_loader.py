@@ -97,6 +97,15 @@ class ResumableLoader:
         """Where Lightning looks for `set_epoch`."""
         return self
 
+    @property
+    def _iterator(self) -> Any:
+        """Where Lightning looks for workers to stop when a fit ends; they would live on otherwise."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
+
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch; a new epoch begins at its first batch."""
         if epoch != self._epoch:

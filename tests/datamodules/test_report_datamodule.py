@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import random
 
@@ -74,6 +75,7 @@ def test_lightning_resumes_with_exactly_the_next_batch(root, tmp_path, workers, 
     (checkpoint,) = (tmp_path / "whole").glob(f"*step={step}.ckpt")
     resumed = _fit(root, tmp_path / "resumed", workers, resume=checkpoint)
     assert resumed.given == whole.given[step:]
+    assert multiprocessing.active_children() == []  # the fit is over, and so are its workers
 
 
 @pytest.mark.parametrize(
