@@ -152,6 +152,7 @@ NOISE = (
     r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
     r".*`_register_pytree_node` is deprecated.*",
     r".*is_gradient_checkpointing.*",
+    r".*It is recommended to use `self\.log\('(validation|test)/.*sync_dist=True.*",  # the metric callback has gathered
     r".*torch\.jit\.script.*is deprecated.*",
 )
 
