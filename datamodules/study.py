@@ -21,7 +21,7 @@ class Study:
         volume: CT, `(height, width, depth)` in the file's axis order, HU.
         image: Radiograph, `(row, column)`, the file's own grey values.
         spacing: Millimetres between voxels along each array axis.
-        orientation: Where each array axis points, one letter an axis (`L`/`R`, `A`/`P`, `S`/`I`), e.g. `("L", "P", "S")`.
+        orientation: Where each array axis points, a letter an axis (`L`/`R`, `A`/`P`, `S`/`I`): `("L", "P", "S")`.
         masks: Region name → `{0, 1}` array of the volume's (or image's) shape, uint8.
         boxes: Finding or region name → boxes `(x0, y0, x1, y1)` as fractions of the image's width and height.
         report: The whole report's text.

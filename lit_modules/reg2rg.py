@@ -54,7 +54,6 @@ VOLUME_ENCODER = Encoder3D(512, 512, patch_size=32, patch_frames=4, dim=768, dep
 # §IV-B: "a lightweight 3-layer ViT3D serves as the mask encoder"; sizes as in the authors' code.
 MASK_ENCODER = Encoder3D(256, 64, patch_size=32, patch_frames=16, dim=255, depth=3, heads=8, mlp_dim=512, channels=1)
 PERCEIVER = PerceiverSettings()  # §IV-B: 32 embeddings a volume
-ACTIVATIONS_GIB = 3.0  # estimated for one study of ten regions, with gradient checkpointing
 
 
 @dataclass(frozen=True)
@@ -349,33 +348,17 @@ class Reg2RG(ReportGenerator):
         return files
 
     def requirements(self) -> list[Requirement]:
-        """Weights, the licence to accept, and a GPU large enough."""
+        """Weights, and the licence to accept."""
         settings = self.settings
         needs = []
         for name in ("vision_weights", "adapter_weights", "init_from"):
             if path := getattr(settings, name):
                 how = f"put the authors' file at {path}, or set model.{name}=null to start from random numbers"
-                needs.append(Requirement(Path(path).name, Path(path).is_file(), how))
+                needs.append(Requirement(Path(path).name, Path(backbones.located(path)).is_file(), how))
         if settings.llm not in backbones.PHANTOMS:
             there = backbones.at_hand(settings.llm, weights=settings.init_from is None)
             needs.append(Requirement(settings.llm, there, backbones.how_to_get(settings.llm)))
-            if there or settings.llm in backbones.KNOWN:
-                needs.append(self._memory())
         return needs
-
-    def _memory(self) -> Requirement:
-        """An estimate for training one study at a time on one GPU, optimiser not sharded."""
-        with torch.device("meta"):
-            twin = Reg2RG(**self.hparams)
-            twin.configure_model()
-        # Of trained weights: value, gradient and AdamW's two moments, in float32.
-        weights = sum(p.numel() * (16 if p.requires_grad else p.element_size()) for p in twin.parameters())
-        gib = weights / 2**30 + ACTIVATIONS_GIB
-        there = max((torch.cuda.mem_get_info(i)[1] / 2**30 for i in range(torch.cuda.device_count())), default=0.0)
-        found = f"the largest here has {there:.0f} GiB" if there else "there is none here"
-        return Requirement(
-            f"a GPU with {gib:.0f} GiB", there >= gib, f"{found}; take a smaller model.llm, or another machine"
-        )
 
 
 GROUPS = {

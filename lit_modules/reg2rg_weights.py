@@ -5,6 +5,8 @@
   authors do not load it, and neither do we.
 * `pytorch_model.bin`: a whole trained model, 710 entries, in bfloat16.
 
+The same content as `.safetensors` is read too.
+
 Every weight of a file must be asked for and every weight asked for must be there. Files are read with
 `weights_only=True`: a pickle that holds code is refused.
 """
@@ -16,7 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from lit_modules.nets.backbones import located
 
 EMBEDDING = "embedding_layer.weight"  # the language model's own embedding, kept twice
 _BASE = "lang_model.base_model.model.model.embed_tokens.weight"
@@ -43,8 +48,11 @@ def load_weights(model: nn.Module, vision: str | None, adapter: str | None, whol
 
 def read(path: str) -> dict:
     """The mapping in a file, without running anything that it holds."""
+    path = located(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; put the authors' weights there")
+    if path.endswith(".safetensors"):
+        return load_file(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError:

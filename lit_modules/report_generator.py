@@ -38,7 +38,7 @@ class Report:
         study_id: The `Study.id` it speaks of.
         text: The whole report, as a protocol would score it.
         raw: The method's output, untouched.
-        regions: Grounded sentences, in the order in which the regions were given; `None` where the method grounds nothing.
+        regions: Grounded sentences, in the order in which the regions were given; `None` where it grounds nothing.
         evidence: Heatmaps, attention maps or masks to show beside the text, each of the study's own shape.
     """
 
@@ -73,6 +73,12 @@ class ReportGenerator(L.LightningModule, ABC):
 
     modality: ClassVar[Literal["ct", "radiograph"]]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = (
+            False  # frozen weights that come from files are absent; `on_load_checkpoint` checks the rest
+        )
+
     @abstractmethod
     def preprocessor(self) -> Preprocessor:
         """What turns a study into this method's sample: small and picklable, never the module itself."""
@@ -90,7 +96,7 @@ class ReportGenerator(L.LightningModule, ABC):
         return []
 
     def frozen_files(self) -> Mapping[str, str]:
-        """State-dict prefix → the file or hub id that those frozen weights come from. They are left out of checkpoints."""
+        """State-dict prefix → the file or hub id that frozen weights come from. Checkpoints leave these out."""
         return {}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -116,11 +122,6 @@ class ReportGenerator(L.LightningModule, ABC):
 
     # Checkpoints hold what was trained, not what can be had again from its file.
 
-    @property
-    def strict_loading(self) -> bool:
-        """Frozen weights that come from files are absent from checkpoints; `on_load_checkpoint` checks the rest."""
-        return False
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out the frozen weights that come from files, and names those files."""
         kept = self._kept_keys()
@@ -137,8 +138,8 @@ class ReportGenerator(L.LightningModule, ABC):
         missing, unknown = sorted(self._kept_keys() - found), sorted(found - set(self.state_dict()))
         if missing or unknown:
             raise ValueError(
-                f"this checkpoint is of another model: {len(missing)} weights are missing ({', '.join(missing[:3])} …), "
-                f"{len(unknown)} are unknown ({', '.join(unknown[:3])} …)"
+                f"this checkpoint is of another model: {len(missing)} weights are missing ({', '.join(missing[:3])} …)"
+                f", {len(unknown)} are unknown ({', '.join(unknown[:3])} …)"
             )
 
     def _kept_keys(self) -> set[str]:

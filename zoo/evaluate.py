@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from zoo.command import EXIT_CODES, UsageError, run
+from zoo.metrics import DEFAULT_PROTOCOL
 
 COLUMNS = ("id", "reference", "prediction")
 # Columns that are found without being named: those of a run's predictions.jsonl, and of the files released with Reg2RG.
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .csv or .jsonl file, one study a row")
-    parser.add_argument("--protocol", default="reg2rg", help="how to score (default: reg2rg)")
+    parser.add_argument("--protocol", default=DEFAULT_PROTOCOL, help="how to score (default: %(default)s)")
     known = " | ".join("/".join(columns) for columns in KNOWN_COLUMNS)
     for what in COLUMNS:
         parser.add_argument(f"--{what}", metavar="COLUMN", help=f"the column of {what}s (default: found among {known})")

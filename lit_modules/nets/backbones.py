@@ -1,8 +1,8 @@
 """Language models and tokenizers, through two doors.
 
-`llm` is a hub id or a local folder (real weights), or `phantom:llama` / `phantom:gpt2`: the same classes at a small
-size with fixed random weights and a tokenizer made here, so that training needs no download. Nothing is fetched unless
-asked for.
+`llm` is a hub id or a local folder (real weights; `checkpoints/phantom-llama` is the project's own small one), or
+`phantom:llama` / `phantom:gpt2`: the same classes at a small size with fixed random weights and a tokenizer made here.
+Nothing is fetched unless asked for.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def build_config(llm: str, phantom: PhantomSize, vocabulary: int) -> Any:
         kind, values = KNOWN[llm]
         return LlamaConfig(**values) if kind == "llama" else GPT2Config(**values)
     with _plain_errors(llm):
-        return AutoConfig.from_pretrained(llm)
+        return AutoConfig.from_pretrained(located(llm))
 
 
 def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: PhantomSize, weights: bool = True) -> Any:
@@ -121,7 +121,7 @@ def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: Pha
                 torch.manual_seed(phantom.seed)
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     with _plain_errors(llm):
-        return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_pretrained(located(llm), dtype=dtype, attn_implementation="sdpa")
 
 
 def build_tokenizer(llm: str) -> Any:
@@ -155,9 +155,15 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, dict) else token
 
 
+def located(path: str) -> str:
+    """`checkpoints/…` where the project's own lies, whatever the working directory; anything else as it is."""
+    own = Path(__file__).parents[2] / path
+    return str(own) if path.startswith("checkpoints/") and own.exists() else path
+
+
 def _file(llm: str, name: str) -> Path:
-    if Path(llm).is_dir():
-        path = Path(llm) / name
+    if Path(located(llm)).is_dir():
+        path = Path(located(llm)) / name
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: the folder must hold the model's tokenizer.json and tokenizer_config.json"
@@ -197,8 +203,8 @@ def at_hand(llm: str, weights: bool = True) -> bool:
 
 
 def _is_local(llm: str, name: str) -> bool:
-    if Path(llm).is_dir():
-        return (Path(llm) / name).is_file()
+    if Path(located(llm)).is_dir():
+        return (Path(located(llm)) / name).is_file()
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(llm, name), str)

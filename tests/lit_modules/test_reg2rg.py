@@ -353,7 +353,6 @@ def test_requirements_and_frozen_files(tmp_path: Path) -> None:
     needs = {need.what: need for need in paper.requirements()}
     assert needs["vit.pth"].met and not needs["perceiver.pth"].met
     assert "Llama 2" in needs["meta-llama/Llama-2-7b-chat-hf"].how
-    assert "a GPU with 17 GiB" in needs
     assert paper.frozen_files() == {
         "lang_model.": "meta-llama/Llama-2-7b-chat-hf",
         "embedding_layer.vision_encoder.": str(tmp_path / "vit.pth"),

@@ -14,6 +14,7 @@ from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import Study
 from lit_modules.report_generator import Report
 from zoo.command import UsageError
+from zoo.metrics import DEFAULT_PROTOCOL
 from zoo.metrics.baselines import report_of, trivial_reports
 from zoo.metrics.protocols import PROTOCOLS
 from zoo.metrics.run import quick_metrics, run_metrics
@@ -34,7 +35,7 @@ class ClinicalEfficacy(L.Callback):
         every_n_epochs: Score the validation after every so many epochs.
     """
 
-    def __init__(self, protocol: str = "reg2rg", every_n_epochs: int = 1) -> None:
+    def __init__(self, protocol: str = DEFAULT_PROTOCOL, every_n_epochs: int = 1) -> None:
         if protocol not in PROTOCOLS:
             raise UsageError(f"metrics.protocol={protocol}: choose from {', '.join(PROTOCOLS)}")
         if every_n_epochs < 1:

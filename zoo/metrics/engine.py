@@ -15,6 +15,7 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from datamodules.study import DataFault
+from zoo.metrics import DEFAULT_PROTOCOL
 from zoo.metrics.meteor import MetricUnavailable
 from zoo.metrics.nlg import Pairs, Score
 from zoo.metrics.protocols import PROTOCOLS, Metric, Protocol
@@ -24,7 +25,7 @@ def evaluate(
     references: Sequence[str],
     predictions: Sequence[str],
     ids: Sequence[str],
-    protocol: str = "reg2rg",
+    protocol: str = DEFAULT_PROTOCOL,
     *,
     cheap: bool = False,
     per_study: bool = False,

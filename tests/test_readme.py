@@ -1,0 +1,56 @@
+"""The README's commands work: the fast ones are run, the long ones with `--dry-run`, make's with `-n`."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.lstrip().startswith("#")
+]
+EXAMPLES = re.compile(r"(runs/\S+|\S+\.nii\.gz|\S+\.csv|/path/\S+|weights/\S+)")
+
+
+def test_the_readme_shows_commands() -> None:
+    assert any("make demo" in command for command in COMMANDS)
+    assert any("make test" in command for command in COMMANDS)
+    assert any("zoo.fit --method reg2rg" in command for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
+def test_make(command: str) -> None:
+    done = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "zoo.fit" in done.stdout or "pytest" in done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "zoo." in command])
+def test_zoo(command: str, tmp_path: Path) -> None:
+    module, *arguments = re.sub(r"^.*?-m (?=zoo\.)", "", command).split()
+    if module == "zoo.fit":
+        arguments.append("--dry-run")
+    elif any(EXAMPLES.fullmatch(argument) for argument in arguments):  # the reader's own files
+        arguments = ["--help"]
+    line = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README))
+def test_links_point_at_files(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_nothing_but_make_and_zoo_is_asked_for() -> None:
+    known = re.compile(r"(make |(\S*/)?python -m zoo\.|git clone |cd )")
+    others = [command for command in COMMANDS if not known.match(command)]
+    assert not others, others
