@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.faults import Fault, complain, write_faults
 from datamodules.resumable_loader import ResumableLoader, share_of
 from datamodules.store import Store
-from datamodules.study import DataFault, Study
+from datamodules.study import DataFault, SettingsFault, Study
 
 PHANTOM_MARKER = "PHANTOM.json"
 SPLITS = ("train", "validation")
@@ -101,7 +101,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         if on_error == "skip" and store is None:
-            raise ValueError("data.on_error=skip needs a store, which finds the faults first: set data.store=auto")
+            raise SettingsFault("data.on_error=skip needs a store, which finds the faults first: set data.store=auto")
         self.root = Path(root)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers

@@ -46,3 +46,7 @@ class Study:
 
 class DataFault(Exception):
     """Something wrong in the data; the message names the file and what to do. Commands end with exit code 3."""
+
+
+class SettingsFault(ValueError):
+    """Settings that cannot work together; the message says what to set instead. Commands end with exit code 2."""

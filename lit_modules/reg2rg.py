@@ -38,6 +38,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from datamodules.study import SettingsFault
 from lit_modules.nets import backbones
 from lit_modules.nets.lora import LoRA, Tuning, merged, tune, without_adapters
 from lit_modules.nets.perceiver import PerceiverSettings
@@ -233,14 +234,14 @@ class Reg2RG(ReportGenerator):
         """Refuses settings under which a prompt of `prompt` tokens leaves no room among `limit` positions."""
         llm, written = self.settings.llm, self.settings.decoding.max_new_tokens
         if self.settings.max_length > limit:
-            raise ValueError(f"{llm} reads {limit} positions at most: set model.max_length={limit} or less")
+            raise SettingsFault(f"{llm} reads {limit} positions at most: set model.max_length={limit} or less")
         if prompt + written > limit:
-            raise ValueError(
+            raise SettingsFault(
                 f"{llm} reads {limit} positions at most and a prompt takes up to {prompt}: "
                 f"set model.decoding.max_new_tokens={limit - prompt} or less"
             )
         if prompt >= self.settings.max_length:
-            raise ValueError(f"a prompt takes up to {prompt} tokens: set model.max_length above that")
+            raise SettingsFault(f"a prompt takes up to {prompt} tokens: set model.max_length above that")
 
     def _generation(self, config: Any) -> Any:
         from transformers import GenerationConfig

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from datamodules.study import SettingsFault
 from lit_modules.nets.backbones import located
 
 EMBEDDING = "embedding_layer.weight"  # the language model's own embedding, kept twice
@@ -32,7 +33,7 @@ def load_weights(model: nn.Module, vision: str | None, adapter: str | None, whol
 
     Raises:
         FileNotFoundError: A file is not there.
-        ValueError: A file holds code, or a weight is missing, unknown or of another shape; the message names it.
+        SettingsFault: A file holds code, or a weight is missing, unknown or of another shape; the message names it.
     """
     if whole:
         load_into(model, from_authors(read(whole), set(model.state_dict())), whole)
@@ -42,7 +43,7 @@ def load_weights(model: nn.Module, vision: str | None, adapter: str | None, whol
     if adapter:
         parts = read(adapter)
         if not isinstance(parts.get("perceiver"), Mapping):
-            raise ValueError(f"{adapter}: no entry 'perceiver'; expected the authors' RadFM_perceiver_fc.pth")
+            raise SettingsFault(f"{adapter}: no entry 'perceiver'; expected the authors' RadFM_perceiver_fc.pth")
         load_into(model.get_submodule("embedding_layer.perceiver"), parts["perceiver"], adapter)
 
 
@@ -56,11 +57,11 @@ def read(path: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError:
-        raise ValueError(f"{path}: refused, for it holds more than weights (a pickle may run code)") from None
+        raise SettingsFault(f"{path}: refused, for it holds more than weights (a pickle may run code)") from None
     except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
+        raise SettingsFault(f"{path}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds no weights by name, but a {type(content).__name__}")
+        raise SettingsFault(f"{path}: holds no weights by name, but a {type(content).__name__}")
     return dict(content)
 
 
@@ -80,7 +81,9 @@ def from_authors(weights: Mapping[str, Tensor], wanted: set[str]) -> dict[str, T
             continue
         if key == EMBEDDING:
             if _BASE in weights and not torch.equal(value, weights[_BASE]):
-                raise ValueError(f"{EMBEDDING} differs from the language model's own embedding; it should be the same")
+                raise SettingsFault(
+                    f"{EMBEDDING} differs from the language model's own embedding; it should be the same"
+                )
             key = _BASE
         head, dot, leaf = key.rpartition(".")
         if key not in wanted and f"{head}.base_layer.{leaf}" in wanted:
@@ -101,5 +104,5 @@ def load_into(module: nn.Module, weights: Mapping[str, Tensor], path: str) -> No
             faults.append(f"{key} is {shape}, not {tuple(there[key].shape)}")
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(f"{path} does not fit this configuration: {', '.join(sorted(faults)[:5])}{more}")
+        raise SettingsFault(f"{path} does not fit this configuration: {', '.join(sorted(faults)[:5])}{more}")
     module.load_state_dict(weights, strict=True)

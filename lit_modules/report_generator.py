@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.report_datamodule import Preprocessor
+from datamodules.study import SettingsFault
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,12 @@ class ReportGenerator(L.LightningModule, ABC):
         """Refuses a checkpoint that lacks a weight which no file brings, or that holds one nobody asks for.
 
         Raises:
-            ValueError: The weights are another model's.
+            SettingsFault: The weights are another model's.
         """
         found = set(checkpoint["state_dict"])
         missing, unknown = sorted(self._kept_keys() - found), sorted(found - set(self.state_dict()))
         if missing or unknown:
-            raise ValueError(
+            raise SettingsFault(
                 f"this checkpoint is of another model: {len(missing)} weights are missing ({', '.join(missing[:3])} …)"
                 f", {len(unknown)} are unknown ({', '.join(unknown[:3])} …)"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import zoo
 if TYPE_CHECKING:
     from zoo.config import Config
 
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
 EXIT_CODES = "exit codes: 0 done, 2 usage, 3 data, 4 environment (memory, disk, devices), 1 crash"
 
 
@@ -158,13 +160,17 @@ def run(body: Callable[[], None]) -> int:
 
 
 def _explain(error: Exception) -> int:
-    from datamodules.study import DataFault
+    from datamodules.study import DataFault, SettingsFault
 
-    for kind, code in ((UsageError, 2), (DataFault, 3), (EnvironmentFault, 4)):
+    kinds = ((UsageError, 2), (SettingsFault, 2), (DataFault, 3), (EnvironmentFault, 4), (FileNotFoundError, 4))
+    for kind, code in kinds:
         if isinstance(error, kind):
             # A loader's worker puts its traceback before the message.
             print(f"error: {str(error).rsplit(f'{kind.__name__}: ', 1)[-1].strip()}", file=sys.stderr)
             return code
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        print(f"error: {error}", file=sys.stderr)
+        return 4
     if type(error).__name__ == "OutOfMemoryError":
         print(
             f"error: {str(error).splitlines()[0]} Lower data.micro_batch_size, or use more devices; "

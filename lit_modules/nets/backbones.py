@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from datamodules.study import SettingsFault
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader forks after the tokenizer was used
 
 PHANTOMS = ("phantom:llama", "phantom:gpt2")
@@ -98,7 +100,7 @@ def build_config(llm: str, phantom: PhantomSize, vocabulary: int) -> Any:
             eos_token_id=2,
         )
     if llm.startswith("phantom:"):
-        raise ValueError(f"llm={llm}: there are {' and '.join(PHANTOMS)}")
+        raise SettingsFault(f"llm={llm}: there are {' and '.join(PHANTOMS)}")
     if llm in KNOWN:
         kind, values = KNOWN[llm]
         return LlamaConfig(**values) if kind == "llama" else GPT2Config(**values)

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from datamodules.study import SettingsFault
+
 REGIONS = (  # paper §IV-A, as the dataset spells them
     "abdomen",
     "bone",
@@ -54,7 +56,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not (self.texture or self.global_context):
-            raise ValueError("no volume to show: at least one of model.texture and model.global_context must be on")
+            raise SettingsFault("no volume to show: at least one of model.texture and model.global_context must be on")
 
     @property
     def shows_regions(self) -> bool:
@@ -81,7 +83,7 @@ class Prompt:
     def question(self, regions: int) -> str:
         """The prompt for so many regions; with all features on, the authors' word for word."""
         if regions > REGIONS_AT_MOST:
-            raise ValueError(f"{regions} regions are too many: the method has tokens for {REGIONS_AT_MOST}")
+            raise SettingsFault(f"{regions} regions are too many: the method has tokens for {REGIONS_AT_MOST}")
         parts = []
         if self.global_context:
             image = "".join(f"<image{i}>" for i in range(self.latents))
@@ -161,16 +163,16 @@ def check_prompt(tokenizer: Any, prompt: Prompt, base: int, vocabulary: int) -> 
         Ids of the longest prompt.
 
     Raises:
-        ValueError: One line that names the first difference.
+        SettingsFault: One line that names the first difference.
     """
     if base > vocabulary:
-        raise ValueError(
+        raise SettingsFault(
             f"the tokenizer has {base} entries but the language model embeds {vocabulary}: remove tokens that were"
             " added to the tokenizer's folder (often <pad> in added_tokens.json)"
         )
     for index, token in enumerate(prompt.tokens):
         if tokenizer.convert_tokens_to_ids(token) != base + index:
-            raise ValueError(
+            raise SettingsFault(
                 f"the tokenizer maps {token} to {tokenizer.convert_tokens_to_ids(token)}, not {base + index}"
             )
     llama = base == 32000 and tokenizer.convert_tokens_to_ids("▁.") == LLAMA_FULL_STOP
@@ -181,7 +183,7 @@ def check_prompt(tokenizer: Any, prompt: Prompt, base: int, vocabulary: int) -> 
             _check_llama(ids, prompt, base, regions)
         whole = tokenizer(f"{prompt.question(regions)} {prompt.target([('lung', 'Clear.')] * regions)}")["input_ids"]
         if whole[: len(ids)] != ids:
-            raise ValueError("the tokenizer reads the prompt differently when a target follows it")
+            raise SettingsFault("the tokenizer reads the prompt differently when a target follows it")
     return len(ids)
 
 
@@ -195,21 +197,23 @@ def _check_positions(ids: list[int], prompt: Prompt, base: int, regions: int) ->
         expected = [order[token] for token in block]
         position = next((i for i in range(position, len(ids)) if ids[i] >= base), len(ids))
         if ids[position : position + len(block)] != expected:
-            raise ValueError(f"the tokenizer breaks the block {block[0]}…{block[-1]} of a prompt for {regions} regions")
+            raise SettingsFault(
+                f"the tokenizer breaks the block {block[0]}…{block[-1]} of a prompt for {regions} regions"
+            )
         position += len(block)
     if any(token >= base for token in ids[position:]):
-        raise ValueError("the tokenizer puts special tokens after the last block of the prompt")
+        raise SettingsFault("the tokenizer puts special tokens after the last block of the prompt")
 
 
 def _check_llama(ids: list[int], prompt: Prompt, base: int, regions: int) -> None:
     if prompt == Prompt() and len(ids) != 124 + 42 * regions:
-        raise ValueError(
+        raise SettingsFault(
             f"a prompt for {regions} regions has {len(ids)} ids with this Llama tokenizer, not {124 + 42 * regions} as"
             " the authors': use the fast tokenizer of the original folder (tokenizer.json)"
         )
     for position, token in enumerate(ids):
         if token in (base + 1, base + 3) and ids[position + 1] != LLAMA_FULL_STOP:
-            raise ValueError(
+            raise SettingsFault(
                 f"id {ids[position + 1]} follows a closing token, the authors' tokenizer gives {LLAMA_FULL_STOP}"
                 " ('▁.'): load it from tokenizer.json or with legacy=True"
             )

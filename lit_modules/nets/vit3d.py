@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.study import SettingsFault
+
 
 @dataclass(frozen=True)
 class Encoder3D:
@@ -57,12 +59,12 @@ class Encoder3D:
     def check(self, size: tuple[int, ...]) -> None:
         """Refuses a volume of `size` `(height, width, depth)` voxels that this encoder cannot read, saying why."""
         if self.dim % 3:
-            raise ValueError(f"dim={self.dim} must be a multiple of three: one third for each axis' position")
+            raise SettingsFault(f"dim={self.dim} must be a multiple of three: one third for each axis' position")
         patch = (self.patch_size, self.patch_size, self.patch_frames)
         for name, voxels, step, positions in zip(("height", "width", "depth"), size, patch, self.grid, strict=True):
             if voxels % step or not 0 < voxels // step <= positions:
                 fits = f"multiples of {step} up to {step * positions}"
-                raise ValueError(f"a {name} of {voxels} voxels does not fit the encoder: it takes {fits}")
+                raise SettingsFault(f"a {name} of {voxels} voxels does not fit the encoder: it takes {fits}")
 
 
 class Patchify(nn.Module):
