@@ -16,17 +16,18 @@ ROOT = Path(__file__).parents[1]
 METHODS = sorted(path.parent.name for path in (ROOT / "configs").glob("*/phantom.yaml"))
 
 
+def fit_for_a_moment(method: str, folder: Path) -> RunDirectory:
+    """A method's phantom recipe, fitted for two steps on a handful of patients."""
+    before = set((folder / "runs").glob("*"))
+    arguments = [f"data.root={folder}/data", "data.phantom=8", f"run.folder={folder}/runs"]
+    assert fit(["--method", method, *arguments, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]) == 0
+    (path,) = set((folder / "runs").glob("*")) - before
+    return RunDirectory(path)
+
+
 @pytest.fixture(scope="session", params=METHODS)
 def run(request, tmp_path_factory) -> RunDirectory:
-    """A method's phantom recipe, fitted for a moment on a handful of patients."""
-    folder = tmp_path_factory.mktemp(request.param)
-    arguments = [
-        f"data.root={folder}/data", "data.phantom=8", "data.limit=8", "trainer.max_epochs=1",
-        "trainer.limit_train_batches=2", f"run.folder={folder}/runs",
-    ]  # fmt: skip
-    assert fit(["--method", request.param, *arguments]) == 0
-    (path,) = (folder / "runs").iterdir()
-    return RunDirectory(path)
+    return fit_for_a_moment(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def build(run: RunDirectory):
@@ -54,6 +55,13 @@ def test_a_fit_leaves_its_whole_folder(run: RunDirectory) -> None:
     ):
         assert path.exists(), path
     assert "phantom" in run.gallery.read_text().lower()
+
+
+def test_the_same_seed_gives_the_same_figures(run: RunDirectory) -> None:
+    again = fit_for_a_moment(load(run.config).method, run.path.parents[1])
+    assert again.path != run.path
+    for first, second in ((run.metrics, again.metrics), (run.predictions, again.predictions)):
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_every_study_of_the_test_split_has_a_prediction(run: RunDirectory) -> None:

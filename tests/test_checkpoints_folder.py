@@ -1,0 +1,35 @@
+"""The weights in `checkpoints/` are those that the manifest names, and hold nothing but tensors."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from safetensors import safe_open
+
+FOLDER = Path(__file__).parents[1] / "checkpoints"
+MANIFEST = OmegaConf.to_container(OmegaConf.load(FOLDER / "manifest.yaml"))
+
+
+@pytest.mark.parametrize("name", MANIFEST)
+def test_files_are_the_manifests(name: str) -> None:
+    entry = MANIFEST[name]
+    assert {"files", "licence", "made_by", "stands_in_for"} <= entry.keys()
+    for file, facts in entry["files"].items():
+        content = (FOLDER / name / file).read_bytes()
+        assert len(content) == facts["bytes"]
+        assert hashlib.sha256(content).hexdigest() == facts["sha256"]
+
+
+def test_nothing_lies_beside_the_manifest() -> None:
+    listed = {f"{name}/{file}" for name, entry in MANIFEST.items() for file in entry["files"]}
+    there = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file()}
+    assert there - {"README.md", "manifest.yaml"} == listed
+
+
+def test_weights_are_safetensors() -> None:
+    weights = [path for path in FOLDER.rglob("*") if path.suffix in {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}]
+    assert weights
+    for path in weights:
+        with safe_open(path, "pt") as file:
+            assert list(file.keys())
