@@ -44,21 +44,23 @@ def predict(argv: list[str]) -> None:
 
 
 def find_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
-    """The run and the checkpoint that `--checkpoint` means: a run's folder (its best), or a checkpoint in one.
+    """The run and the checkpoint that `--checkpoint` means: a run's folder (the one it tested), or a checkpoint in one.
 
     Raises:
         DataFault: There is none.
     """
     from datamodules.study import DataFault
+    from zoo.config import load
     from zoo.run_directory import RunDirectory, is_complete
 
     if not place.exists():
         raise DataFault(f"{place}: there is no such run folder or checkpoint")
     is_run = (place / "config.yaml").is_file()
     run = RunDirectory(place if is_run else place.resolve().parent.parent)
-    checkpoint = run.checkpoint("best") or run.checkpoint("last") if is_run else place
     if not run.config.is_file():
         raise DataFault(f"{place}: not a run folder nor a checkpoint inside one (no {run.config})")
+    tested = load(run.config).values["run"]["evaluate"]
+    checkpoint = run.checkpoint(tested) or run.checkpoint("last") if is_run else place
     if checkpoint is None or not is_complete(checkpoint):
         raise DataFault(f"{place}: no whole checkpoint there; let zoo.fit finish an epoch first")
     return run, checkpoint
