@@ -152,6 +152,7 @@ def teach(
 
 def _write(out: Path, model: Any) -> None:
     model.to(torch.float32).save_pretrained(out)
+    (out / "generation_config.json").unlink(missing_ok=True)  # the method decides how to decode
     backbones.build_tokenizer("phantom:llama").save_pretrained(out)
 
 
