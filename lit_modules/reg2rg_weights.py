@@ -42,6 +42,8 @@ def load_weights(model: nn.Module, vision: str | None, adapter: str | None, whol
         load_into(model.get_submodule("embedding_layer.vision_encoder"), read(vision), vision)
     if adapter:
         parts = read(adapter)
+        if "latents" in parts:  # the resampler's own state dict, as `checkpoints/phantom-vit3d` has it
+            parts = {"perceiver": parts}
         if not isinstance(parts.get("perceiver"), Mapping):
             raise SettingsFault(f"{adapter}: no entry 'perceiver'; expected the authors' RadFM_perceiver_fc.pth")
         load_into(model.get_submodule("embedding_layer.perceiver"), parts["perceiver"], adapter)
