@@ -11,6 +11,7 @@ from zoo import command
 from zoo.config import load
 from zoo.fit import main as fit
 from zoo.run_directory import RunDirectory
+from zoo.trainer import checkpoint_to_test
 
 ROOT = Path(__file__).parents[1]
 METHODS = sorted(path.parent.name for path in (ROOT / "configs").glob("*/phantom.yaml"))
@@ -19,8 +20,9 @@ METHODS = sorted(path.parent.name for path in (ROOT / "configs").glob("*/phantom
 def fit_for_a_moment(method: str, folder: Path) -> RunDirectory:
     """A method's phantom recipe, fitted for two steps on a handful of patients."""
     before = set((folder / "runs").glob("*"))
-    arguments = [f"data.root={folder}/data", "data.phantom=8", f"run.folder={folder}/runs"]
-    assert fit(["--method", method, *arguments, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]) == 0
+    arguments = [f"data.root={folder}/data", "data.phantom=8", f"run.folder={folder}/runs", "trainer.max_epochs=1"]
+    arguments += ["trainer.limit_train_batches=2", "trainer.check_val_every_n_epoch=1"]
+    assert fit(["--method", method, *arguments]) == 0
     (path,) = set((folder / "runs").glob("*")) - before
     return RunDirectory(path)
 
@@ -30,12 +32,16 @@ def run(request, tmp_path_factory) -> RunDirectory:
     return fit_for_a_moment(request.param, tmp_path_factory.mktemp(request.param))
 
 
+def tested_checkpoint(run: RunDirectory) -> Path:
+    return checkpoint_to_test(run, load(run.config).values["run"]["evaluate"])
+
+
 def build(run: RunDirectory):
-    """The run's method with its best weights, and its data."""
+    """The run's method with the weights that it tested, and its data."""
     config = load(run.config)
     model, data = config.build("model"), config.build("data")
     model.configure_model()
-    checkpoint = torch.load(run.best, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(tested_checkpoint(run), map_location="cpu", weights_only=True)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=False)
     data.preprocessor = model.preprocessor()
@@ -82,7 +88,7 @@ def test_a_saved_model_says_again_what_it_said(run: RunDirectory) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(run: RunDirectory) -> None:
     model, _ = build(run)
-    checkpoint = torch.load(run.best, map_location="cpu", weights_only=True)
+    checkpoint = torch.load(run.last, map_location="cpu", weights_only=True)
     checkpoint["state_dict"].popitem()
     with pytest.raises(ValueError, match="another model"):
         model.on_load_checkpoint(checkpoint)

@@ -16,7 +16,7 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.lstrip().startswith("#")
 ]
-EXAMPLES = re.compile(r"(runs/\S+|\S+\.nii\.gz|\S+\.csv|/path/\S+|weights/\S+)")
+EXAMPLES = re.compile(r"runs/|\.nii\.gz$|\.csv$|/path/to/")
 
 
 def test_the_readme_shows_commands() -> None:
@@ -37,7 +37,7 @@ def test_zoo(command: str, tmp_path: Path) -> None:
     module, *arguments = re.sub(r"^.*?-m (?=zoo\.)", "", command).split()
     if module == "zoo.fit":
         arguments.append("--dry-run")
-    elif any(EXAMPLES.fullmatch(argument) for argument in arguments):  # the reader's own files
+    elif any(EXAMPLES.search(argument) for argument in arguments):  # the reader's own files
         arguments = ["--help"]
     line = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
