@@ -37,8 +37,9 @@ import nibabel
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from datamodules.masks import REGIONS
 from datamodules.phantom.patient import draw_patient
-from datamodules.phantom.render import REGIONS, affine, render_ct
+from datamodules.phantom.render import affine, render_ct
 from datamodules.phantom.wording import word_report
 from datamodules.study import DataFault
 

@@ -53,18 +53,6 @@ HU = {
 }
 TISSUE = {name: number for number, name in enumerate(HU)}
 T = TISSUE
-REGIONS = (
-    "abdomen",
-    "bone",
-    "breast",
-    "esophagus",
-    "heart",
-    "lung",
-    "mediastinum",
-    "pleura",
-    "thyroid",
-    "trachea and bronchie",
-)
 BONES = ("cortex", "marrow", "cartilage", "disc", "sclerosis")
 
 

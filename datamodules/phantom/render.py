@@ -10,10 +10,11 @@ from functools import cache
 
 import numpy as np
 
+from datamodules.masks import REGIONS
 from datamodules.phantom.haze import haze
 from datamodules.phantom.lesions import paint_finding
 from datamodules.phantom.montage import montage
-from datamodules.phantom.organs import BONES, HU, REGIONS, TISSUE, paint_anatomy
+from datamodules.phantom.organs import BONES, HU, TISSUE, paint_anatomy
 from datamodules.phantom.patient import Patient
 from datamodules.phantom.shapes import SLICE_MM, Box, Canvas, among
 from datamodules.phantom.wording import word_report
@@ -146,4 +147,4 @@ def _scan(hu: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> None:
     np.clip(hu, -1024, 3071, out=hu)
 
 
-__all__ = ["ORIENTATION", "REGIONS", "SPACING", "affine", "montage", "render_ct"]
+__all__ = ["ORIENTATION", "SPACING", "affine", "montage", "render_ct"]

@@ -15,20 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from datamodules.masks import REGIONS
 from datamodules.study import SettingsFault
 
-REGIONS = (  # paper §IV-A, as the dataset spells them
-    "abdomen",
-    "bone",
-    "breast",
-    "esophagus",
-    "heart",
-    "lung",
-    "mediastinum",
-    "pleura",
-    "thyroid",
-    "trachea and bronchie",
-)
 REGIONS_AT_MOST = len(REGIONS)  # the authors' token list ends at <region329>
 LLAMA_FULL_STOP = 869  # "▁.", what follows </image> and </region> in the authors' ids; "." alone is 29889
 

@@ -14,10 +14,11 @@ import torch
 from scipy import ndimage
 from torch.nn.functional import adaptive_avg_pool3d
 
+from datamodules.masks import REGIONS
 from datamodules.phantom.anatomy import Anatomy, draw_anatomy
 from datamodules.phantom.layouts import write_ctrg, write_radgenome
 from datamodules.phantom.patient import DRAW, FINDINGS, LOBES, Finding, Patient, draw_patient
-from datamodules.phantom.render import REGIONS, montage, render_ct
+from datamodules.phantom.render import montage, render_ct
 from datamodules.phantom.wording import findings_in, vocabulary, word_report
 from datamodules.study import DataFault, Study
 
