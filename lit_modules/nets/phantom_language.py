@@ -26,12 +26,12 @@ from datamodules.phantom.patient import draw_patient
 from datamodules.phantom.wording import word_report
 from lit_modules.nets import backbones
 from lit_modules.nets.prompt import Prompt, add_special_tokens, splice
+from lit_modules.nets.visual_embedding import FRAME
 
-FIRST_PATIENT = 1_000_000  # seeds far from those of any phantom dataset
+FIRST_PATIENT = 1_000_000  # datasets draw seeds from 2**32 (crc32): a patient meets one of these by 4e-6
 FUNCTION_WORDS = frozenset(
     ["the", "of", "a", "an", "is", "are", "in", "and", "was", "to", "with", "at", "there", "on", "or", "by"]
 )
-FRAME = 4  # <image>, </image>, <region>, </region>
 LOST = 0.05  # share of the words that no embedding tells: some must be guessed, as from a picture
 NOISE = 0.6  # of an embedding, relative to the words', at most
 
