@@ -20,9 +20,10 @@ from functools import partial
 
 import numpy as np
 
-from zoo.metrics.meteor import MetricUnavailable
-from zoo.metrics.nlg import Pairs, ngrams, tokenise_13a
+from zoo.metrics.nlg import ngrams
+from zoo.metrics.pairs import MetricUnavailable, Pairs
 from zoo.metrics.protocols import REG2RG
+from zoo.metrics.tokenise import tokenise_13a
 
 Texts = list[str]
 
@@ -94,7 +95,7 @@ PLAIN: dict[str, Callable[[Texts, Texts], np.ndarray]] = {
 }
 
 
-def measure(score: Callable[[], np.ndarray]) -> tuple[np.ndarray | None, float]:
+def measure(score: Callable[[], np.ndarray | None]) -> tuple[np.ndarray | None, float]:
     """Values (`None` where something is not at hand) and seconds."""
     begun = time.perf_counter()
     try:

@@ -13,8 +13,7 @@ from datamodules.study import DataFault
 from zoo.evaluate import main
 from zoo.metrics import engine
 from zoo.metrics.engine import evaluate
-from zoo.metrics.meteor import MetricUnavailable
-from zoo.metrics.nlg import Pairs
+from zoo.metrics.pairs import MetricUnavailable, Pairs
 
 KEYS = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor", "cider"}
 GOOD = [

@@ -8,30 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zoo.metrics import meteor as meteor_module
-from zoo.metrics.meteor import (
-    MetricUnavailable,
-    WordNet,
-    align,
-    find_wordnet,
-    meteor,
-    meteor_of,
-    tokenise_nltk,
-    wordnet_places,
-)
-from zoo.metrics.nlg import (
-    Pairs,
-    bleu,
-    cider,
-    common_subsequence,
-    ngram_counts,
-    rouge_l,
-    rouge_n,
+from zoo.metrics import meteor_nltk
+from zoo.metrics.meteor_nltk import WordNet, align, find_wordnet, meteor, meteor_of, tokenise_nltk, wordnet_places
+from zoo.metrics.nlg import bleu, cider, common_subsequence, counts, ngram_counts, rouge_l, rouge_n
+from zoo.metrics.pairs import MetricUnavailable, Pairs
+from zoo.metrics.protocols import REG2RG
+from zoo.metrics.tokenise import (
     tokenise_13a,
     tokenise_rouge,
+    tokenise_rouge_stemmed,
     tokenise_spaces,
 )
-from zoo.metrics.protocols import REG2RG
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -60,25 +47,90 @@ def pairs_of(golden: dict) -> Pairs:
     return Pairs(golden["refs"], golden["hyps"])
 
 
+@pytest.fixture(params=["synthetic24", "abdomen40"])
+def golden(request) -> dict:
+    """Pairs scored by each reference implementation: self-written ones, and released ones where they are at hand."""
+    if request.param == "synthetic24":
+        return json.loads((GOLDEN / "synthetic24.json").read_text())
+    shared = request.getfixturevalue("shared")
+    return json.loads((shared / "golden" / "metrics" / f"{request.param}.json").read_text())
+
+
+def by_order(values: list) -> list:
+    """Recorded per-sample values come as `(order, sample)`."""
+    assert len(values) == 4
+    return values
+
+
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_bleu_equals_nmt_with_smoothing(synthetic, order):
-    counts = pairs_of(synthetic).counts(tokenise_13a)
-    expected = synthetic["nmt_bleu_13a_smooth"]
-    np.testing.assert_allclose(bleu(counts, order), expected["sample"][order - 1], atol=1e-11)
-    assert bleu(counts.sum(0), order) == pytest.approx(expected["corpus"][order - 1], abs=1e-11)
+@pytest.mark.parametrize(
+    ("name", "tokenise", "smoothing"),
+    [("nmt_bleu_13a_smooth", tokenise_13a, "add_one"), ("nmt_bleu_13a", tokenise_13a, "none")],
+)
+def test_bleu_equals_hugging_face(golden, order, name, tokenise, smoothing):
+    table, expected = counts(pairs_of(golden), tokenise), golden[name]
+    np.testing.assert_allclose(bleu(table, order, smoothing), by_order(expected["sample"])[order - 1], atol=1e-11)
+    assert bleu(table.sum(0), order, smoothing) == pytest.approx(expected["corpus"][order - 1], abs=1e-11)
 
 
-def test_rouge_equals_rouge_score_without_stemming(synthetic):
-    pairs, expected = pairs_of(synthetic), synthetic["rouge_score_nostem"]
-    for name, values in (("rouge1", rouge_n(pairs, 1)), ("rouge2", rouge_n(pairs, 2)), ("rougeL", rouge_l(pairs))):
-        np.testing.assert_allclose(values, expected[name]["f"], atol=1e-11)
-        assert values.mean() == pytest.approx(expected[name]["mean_f"], abs=1e-11)
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_bleu_equals_pycocoevalcap(golden, order):
+    tokens = {
+        text: out
+        for side in ("ref", "hyp")
+        for text, out in zip(golden[f"{side}s"], golden["ptb_tokens"][side], strict=True)
+    }
+    for name, tokenise in (("coco_raw", tokenise_spaces), ("coco_ptb", lambda text: tokens[text].split())):
+        table = counts(pairs_of(golden), tokenise)
+        assert bleu(table.sum(0), order, "epsilon") == pytest.approx(golden[name]["bleu_corpus"][order - 1], abs=1e-11)
+        np.testing.assert_allclose(
+            bleu(table, order, "epsilon"), by_order(golden[name]["bleu_sample"])[order - 1], atol=1e-11
+        )
 
 
-def test_cider_equals_pycocoevalcap(synthetic):
-    score = cider(pairs_of(synthetic))
-    np.testing.assert_allclose(score.values, synthetic["coco_raw"]["ciderD_sample"], atol=1e-10)
-    assert score.values.mean() == pytest.approx(synthetic["coco_raw"]["ciderD"], abs=1e-10)
+def test_bleu_equals_sacrebleu_torchmetrics_and_nltk(golden):
+    table = counts(pairs_of(golden), tokenise_13a)
+    assert 100 * bleu(table.sum(0), 4, "exponential") == pytest.approx(golden["sacrebleu"]["corpus"], abs=1e-9)
+    lower = counts(Pairs(*([text.lower() for text in golden[side]] for side in ("refs", "hyps"))), tokenise_13a)
+    assert 100 * bleu(lower.sum(0), 4, "exponential") == pytest.approx(golden["sacrebleu"]["corpus_lower"], abs=1e-9)
+    # A sentence counts the orders that it has n-grams of ("effective order").
+    orders = np.minimum(4, np.maximum(1, table[:, -2]))
+    sentences = [100 * bleu(row, int(order), "exponential") for row, order in zip(table, orders, strict=True)]
+    np.testing.assert_allclose(sentences, golden["sacrebleu"]["sentence_effective"], atol=1e-8)
+
+    words = counts(pairs_of(golden), tokenise_spaces)
+    assert bleu(words.sum(0), 4) == pytest.approx(golden["torchmetrics"]["BLEUScore4"], rel=1e-6)
+    smooth = bleu(words.sum(0), 4, "add_one_above_unigrams")
+    assert smooth == pytest.approx(golden["torchmetrics"]["BLEUScore4_smooth"], rel=1e-6)
+    assert bleu(table.sum(0), 4) == pytest.approx(golden["torchmetrics"]["SacreBLEU4_13a"], rel=1e-6)
+    np.testing.assert_allclose(bleu(words, 4, "tenth"), golden["nltk_bleu_split"]["sentence4_method1"], atol=1e-11)
+    words[:, 4:8] = np.maximum(words[:, 4:8], 1)  # NLTK counts at least one n-gram a sentence
+    assert bleu(words.sum(0), 4) == pytest.approx(golden["nltk_bleu_split"]["corpus4"], abs=1e-11)
+
+
+@pytest.mark.parametrize(("name", "tokenise"), [("nostem", tokenise_rouge), ("stem", tokenise_rouge_stemmed)])
+def test_rouge_equals_rouge_score(golden, name, tokenise):
+    pairs, expected = pairs_of(golden), golden[f"rouge_score_{name}"]
+    values = {f"rouge{n}": rouge_n(pairs, n, tokenise) for n in (1, 2)} | {"rougeL": rouge_l(pairs, tokenise)}
+    for key, found in values.items():
+        np.testing.assert_allclose(found, expected[key]["f"], atol=1e-11)
+        assert found.mean() == pytest.approx(expected[key]["mean_f"], abs=1e-11)
+
+
+@pytest.mark.parametrize("name", ["coco_raw", "coco_ptb"])
+def test_cider_and_rouge_l_equal_pycocoevalcap(golden, name):
+    tokens = {
+        text: out
+        for side in ("ref", "hyp")
+        for text, out in zip(golden[f"{side}s"], golden["ptb_tokens"][side], strict=True)
+    }
+    tokenise = tokenise_spaces if name == "coco_raw" else lambda text: tokens[text].split()
+    score = cider(pairs_of(golden), tokenise)
+    np.testing.assert_allclose(score.values, golden[name]["ciderD_sample"], atol=1e-10)
+    assert score.values.mean() == pytest.approx(golden[name]["ciderD"], abs=1e-10)
+    rouge = rouge_l(pairs_of(golden), tokenise, beta=1.2)
+    np.testing.assert_allclose(rouge, golden[name]["rougeL_beta1.2_sample"], atol=1e-11)
+    assert rouge.mean() == pytest.approx(golden[name]["rougeL_beta1.2"], abs=1e-11)
 
 
 def test_meteor_equals_nltk(synthetic, wordnet):
@@ -147,10 +199,15 @@ def test_rouge_and_cider_equal_their_packages_on_random_texts():
     expected = [
         scorer.score(reference, prediction) for reference, prediction in zip(references, predictions, strict=True)
     ]
-    for name, values in (("rouge1", rouge_n(pairs, 1)), ("rouge2", rouge_n(pairs, 2)), ("rougeL", rouge_l(pairs))):
+    found = {f"rouge{n}": rouge_n(pairs, n, tokenise_rouge) for n in (1, 2)} | {
+        "rougeL": rouge_l(pairs, tokenise_rouge)
+    }
+    for name, values in found.items():
         np.testing.assert_allclose(values, [score[name].fmeasure for score in expected], atol=1e-15)
     gts, res = ({i: [text] for i, text in enumerate(side)} for side in (references, predictions))
-    np.testing.assert_allclose(cider(pairs).values, cider_scorer.Cider().compute_score(gts, res)[1], atol=1e-12)
+    np.testing.assert_allclose(
+        cider(pairs, tokenise_spaces).values, cider_scorer.Cider().compute_score(gts, res)[1], atol=1e-12
+    )
 
 
 def test_common_subsequence_equals_the_table():
@@ -175,22 +232,22 @@ def test_edge_cases(shared, wordnet):
     for case in cases:
         pairs = Pairs([case["ref"]], [case["hyp"]])
         expected = case["nmt_bleu1_smooth"]
-        value = bleu(pairs.counts(tokenise_13a), 1)[0]
+        value = bleu(counts(pairs, tokenise_13a), 1, "add_one")[0]
         assert value == (0.0 if expected == "ZeroDivisionError" else pytest.approx(expected))
-        assert rouge_l(pairs)[0] == pytest.approx(case["rouge_score_rougeL_nostem"])
+        assert rouge_l(pairs, tokenise_rouge)[0] == pytest.approx(case["rouge_score_rougeL_nostem"])
         mine, theirs = case["hyp"].lower().split(), case["ref"].lower().split()  # the golden's tokens here
         value = meteor_of(align(mine, theirs, str, wordnet), len(mine), len(theirs))
         assert value == pytest.approx(case["nltk_meteor"], abs=1e-11)
         assert meteor(pairs).values[0] == 0.0 or case["nltk_meteor"]
         corpus = Pairs([case["ref"], "Heart is big.", "Lungs are clear."], [case["hyp"], "Heart is big.", "Lungs."])
-        assert np.isfinite(cider(corpus).values).all()
+        assert np.isfinite(cider(corpus, tokenise_spaces).values).all()
 
 
 def test_equal_pairs_are_counted_once():
     pairs = Pairs(["a b", "c", "a b"], ["a", "c d", "a"])
     assert len(pairs.distinct) == 2
-    np.testing.assert_array_equal(pairs.counts(tokenise_spaces)[0], pairs.counts(tokenise_spaces)[2])
-    assert pairs.counts(tokenise_rouge).shape == (3, 10)
+    np.testing.assert_array_equal(counts(pairs, tokenise_spaces)[0], counts(pairs, tokenise_spaces)[2])
+    assert counts(pairs, tokenise_rouge).shape == (3, 10)
 
 
 def small_wordnet(folder: Path, version: str = "3.0") -> Path:
@@ -219,7 +276,7 @@ def only_here(tmp_path, monkeypatch):
     """Looks for WordNet below `tmp_path` alone."""
     monkeypatch.setenv("NLTK_DATA", str(tmp_path))
     here = [place for place in wordnet_places() if place.is_relative_to(tmp_path)]
-    monkeypatch.setattr(meteor_module, "wordnet_places", lambda: here)
+    monkeypatch.setattr(meteor_nltk, "wordnet_places", lambda: here)
     find_wordnet.cache_clear()
     yield tmp_path
     find_wordnet.cache_clear()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from zoo.metrics.meteor import MetricUnavailable, find_wordnet
-from zoo.metrics.nlg import Pairs
-from zoo.metrics.protocols import PROTOCOLS, REG2RG, strip_region_prefixes
+from zoo.metrics.meteor_nltk import find_wordnet
+from zoo.metrics.pairs import MetricUnavailable, Pairs
+from zoo.metrics.protocols import PROTOCOLS, REG2RG
+from zoo.metrics.tokenise import strip_region_prefixes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Table IV of the paper, its NLG half, in per cent.

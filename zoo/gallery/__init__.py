@@ -15,6 +15,8 @@ from datamodules.study import DataFault, Study
 from zoo.gallery.page import Entry, RegionRow, document, figure, index_row, study_section
 from zoo.gallery.slices import draw
 from zoo.metrics import nlg
+from zoo.metrics.pairs import Pairs
+from zoo.metrics.tokenise import tokenise_13a, tokenise_rouge
 from zoo.run_directory import atomic_write
 
 Labeller = Callable[[str], frozenset[str]]
@@ -121,8 +123,11 @@ def _studies(lines: list[dict[str, Any]], datamodule: Source, path: Path) -> dic
 
 def _scores(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Each study's own figures, the one that ranks studies first."""
-    pairs = nlg.Pairs([line["reference"] for line in lines], [line["prediction"] for line in lines])
-    columns = {"BLEU-4": nlg.bleu_smoothed_13a(pairs, 4).values, "ROUGE-L": nlg.rouge_l(pairs)}
+    pairs = Pairs([line["reference"] for line in lines], [line["prediction"] for line in lines])
+    columns = {
+        "BLEU-4": nlg.bleu(nlg.counts(pairs, tokenise_13a), 4, "add_one"),
+        "ROUGE-L": nlg.rouge_l(pairs, tokenise_rouge),
+    }
     return [{name: float(values[i]) for name, values in columns.items()} for i in range(len(lines))]
 
 

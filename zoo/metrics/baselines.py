@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from datamodules.study import Study
-from zoo.metrics.findings import Label
+from zoo.metrics.labels import Label
 
 WHOLE = ""  # the one part of a report that is not divided into regions
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -16,9 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules.study import DataFault
 from zoo.metrics import DEFAULT_PROTOCOL
-from zoo.metrics.meteor import MetricUnavailable
-from zoo.metrics.nlg import Pairs, Score
+from zoo.metrics.pairs import MetricUnavailable, Pairs, Score, Tools
+from zoo.metrics.per_study import columns_of
 from zoo.metrics.protocols import PROTOCOLS, Metric, Protocol
+from zoo.metrics.significance import RESAMPLES, Aggregate, bootstrap_ci, mean, resample_sums
 
 
 def evaluate(
@@ -28,8 +29,10 @@ def evaluate(
     protocol: str = DEFAULT_PROTOCOL,
     *,
     cheap: bool = False,
+    resamples: int = RESAMPLES,
     per_study: bool = False,
     progress: bool = False,
+    tools: Tools | None = None,
 ) -> dict[str, Any]:
     """Scores predictions; the same texts give the same dictionary.
 
@@ -39,13 +42,16 @@ def evaluate(
         ids: The studies' ids, unique.
         protocol: A key of `PROTOCOLS`.
         cheap: Leave out the metrics that are not worth their time at every validation.
-        per_study: Add `per_study`: metric → the studies' values, in the order of `ids`.
+        resamples: Bootstrap resamples behind each 95 % interval; 0 makes none.
+        per_study: Add `per_study`: the columns of a `per_study.StudyTable`, in the order of `ids`.
         progress: Show a progress bar.
+        tools: What metrics with weights may use.
 
     Returns:
-        `{"protocol", "version", "n", "n_empty_predictions", "metrics", "skipped", "provenance"}`; each metric is
-        `{"value", "std", "overall"?, "protocol", "version"}`, with the population standard deviation over studies. A
-        metric that cannot run stands in `skipped` with its reason and never takes the others down.
+        `{"protocol", "version", "n", "n_empty_predictions", "metrics", "classes", "skipped", "provenance"}`; each
+        metric is `{"value", "ci95", "std"?, "overall"?, "protocol", "version"}`, with the population standard deviation
+        over studies. `classes` holds the figures of each label of metrics that have labels. A metric that cannot run
+        stands in `skipped` with its reason and never takes the others down.
 
     Raises:
         DataFault: The lengths differ, an id comes twice, or there is nothing to score.
@@ -53,9 +59,10 @@ def evaluate(
     """
     rules = PROTOCOLS[protocol]
     _check(references, predictions, ids)
-    pairs = Pairs([rules.prepare(text) for text in references], [rules.prepare(text) for text in predictions])
+    pairs = Pairs([rules.prepare(text) for text in references], [rules.prepare(text) for text in predictions], tools)
     chosen = {key: metric for key, metric in rules.metrics.items() if metric.cheap or not cheap}
-    metrics, skipped, values = {}, {}, {}
+    scores: dict[str, Score] = {}
+    skipped = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = get_console()  # the one that Lightning's bar uses, so that this bar goes below it
     with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
@@ -64,21 +71,22 @@ def evaluate(
             bar.update(task, description=f"Scoring {len(ids)} reports: {metric.label}")
             outcome = attempt(metric, pairs)
             if isinstance(outcome, Score):
-                metrics[key] = summary(outcome, rules)
-                values[key] = outcome.values.tolist()
+                scores[key] = outcome
             else:
                 skipped[key] = outcome
             bar.advance(task)
+    table = {name: column for key in scores for name, column in columns_of(key, chosen[key], scores[key]).items()}
     result: dict[str, Any] = {
         "protocol": rules.id,
         "version": rules.version,
         "n": len(ids),
         "n_empty_predictions": sum(not rules.prepare(text) for text in predictions),
-        "metrics": metrics,
+        "metrics": summaries(scores, rules, resamples),
+        "classes": _classes(scores, rules),
         "skipped": skipped,
-        "provenance": provenance(rules, zip(ids, references, predictions, strict=True)),
+        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples),
     }
-    return result | ({"per_study": values} if per_study else {})
+    return result | ({"per_study": {name: column.tolist() for name, column in table.items()}} if per_study else {})
 
 
 def _check(references: Sequence[str], predictions: Sequence[str], ids: Sequence[str]) -> None:
@@ -97,7 +105,7 @@ def attempt(metric: Metric, pairs: Pairs) -> Score | dict[str, Any]:
     """The metric's score, or the entry that says why there is none."""
     try:
         score = metric.score(pairs)
-        if not np.isfinite(score.values).all():
+        if not all(np.isfinite(part).all() for part in (score.values, score.statistics) if part is not None):
             raise ArithmeticError("a value is not finite")
         return score
     except MetricUnavailable as missing:
@@ -113,15 +121,57 @@ def attempt(metric: Metric, pairs: Pairs) -> Score | dict[str, Any]:
         }
 
 
-def summary(score: Score, protocol: Protocol) -> dict[str, Any]:
-    """A metric's entry: mean and population standard deviation over studies, the overall value if any, the protocol."""
-    entry: dict[str, Any] = {"value": float(score.values.mean()), "std": float(score.values.std())}
-    if score.overall is not None:
-        entry["overall"] = score.overall
-    return entry | {"protocol": protocol.id, "version": protocol.version}
+def summaries(scores: dict[str, Score], protocol: Protocol, resamples: int = 0) -> dict[str, Any]:
+    """Each metric's entry: its value, 95 % interval, standard deviation over studies, overall value, and protocol."""
+    tables = {key: _statistics(score) for key, score in scores.items()}
+    ends = np.cumsum([0, *(table.shape[1] for table in tables.values())])
+    n = len(next(iter(tables.values()))) if tables else 0
+    sums = resample_sums(np.concatenate(list(tables.values()), axis=1), resamples) if n > 1 and resamples else None
+    result = {}
+    for place, (key, score) in enumerate(scores.items()):
+        corpus = protocol.metrics[key].corpus
+        aggregate = mean if corpus is None else _of_sums(corpus.formula)
+        entry: dict[str, Any] = {"value": float(aggregate(tables[key].sum(0), n))}
+        if resamples:
+            interval = None if sums is None else bootstrap_ci(sums[:, ends[place] : ends[place + 1]], aggregate, n)
+            entry["ci95"] = None if interval is None else list(interval)
+        if score.values is not None:
+            entry["std"] = float(score.values.std())
+        if score.overall is not None:
+            entry["overall"] = score.overall
+        result[key] = entry | {"protocol": protocol.id, "version": protocol.version}
+    return result
 
 
-def provenance(protocol: Protocol, rows: Iterable[tuple[str, str, str]]) -> dict[str, Any]:
+def _statistics(score: Score) -> np.ndarray:
+    table = score.statistics if score.statistics is not None else np.asarray(score.values)[:, None]
+    return np.asarray(table, dtype=np.float64)
+
+
+def _of_sums(formula: Callable[[np.ndarray], np.ndarray]) -> Aggregate:
+    return lambda sums, n: formula(sums)
+
+
+def _classes(scores: dict[str, Score], protocol: Protocol) -> dict[str, Any]:
+    """Precision, recall and F1 of each label, for each set of labels among the metrics."""
+    found: dict[str, Any] = {}
+    for key, score in scores.items():
+        corpus = protocol.metrics[key].corpus
+        if corpus is not None and corpus.labels and corpus.name not in found:
+            right, wrong, missed = _statistics(score).sum(0).reshape(3, -1)
+            found[corpus.name] = {
+                label: _figures(tp, fp, fn) | {"support": int(tp + fn), "predicted": int(tp + fp)}
+                for label, tp, fp, fn in zip(corpus.labels, right, wrong, missed, strict=True)
+            }
+    return found
+
+
+def _figures(tp: float, fp: float, fn: float) -> dict[str, float]:
+    precision, recall = tp / (tp + fp) if tp + fp else 0.0, tp / (tp + fn) if tp + fn else 0.0
+    return {"precision": precision, "recall": recall, "f1": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0}
+
+
+def provenance(protocol: Protocol, rows: Iterable[tuple[str, str, str]], resamples: int = 0) -> dict[str, Any]:
     """What the figures depend on: definitions, package versions, and a fingerprint of ids and texts (no text)."""
     digest = hashlib.sha256()
     for row in rows:
@@ -131,6 +181,7 @@ def provenance(protocol: Protocol, rows: Iterable[tuple[str, str, str]]) -> dict
         "preparation": protocol.preparation,
         "definitions": {key: metric.how for key, metric in protocol.metrics.items()},
         "texts_sha256": digest.hexdigest(),
+        "intervals": {"method": "percentile bootstrap over studies", "resamples": resamples, "seed": 0},
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("numpy", "nltk")},
     }

@@ -1,109 +1,35 @@
 """BLEU, ROUGE and CIDEr from integer statistics that are counted once for each distinct pair of texts.
 
 Reports repeat themselves (of the 1,323 oesophagus pairs released with Reg2RG, 311 are distinct), so a text is tokenised
-once, a pair is compared once, and every variant of a metric (order, mean over studies or corpus) is arithmetic on the
-same counts.
+once, a pair is compared once, and every variant of a metric (order, smoothing, mean over studies or corpus, bootstrap
+resample) is arithmetic on the same counts.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
+from zoo.metrics.pairs import Corpus, Pairs, Score, Tokenise
+
 MAX_ORDER = 4
-Tokenise = Callable[[str], list[str]]
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """A metric's outcome.
-
-    Attributes:
-        values: One value for each study, `(study,)`, float64.
-        overall: The metric of the whole file at once, where the protocol states one beside the mean.
-    """
-
-    values: np.ndarray
-    overall: float | None = None
-
-
-class Pairs:
-    """Prepared references and predictions, in the studies' order.
-
-    Args:
-        references: One text for each study.
-        predictions: One text for each study.
-    """
-
-    def __init__(self, references: Sequence[str], predictions: Sequence[str]) -> None:
-        positions: dict[tuple[str, str], int] = {}
-        self.index = np.array(
-            [positions.setdefault(pair, len(positions)) for pair in zip(references, predictions, strict=True)],
-            dtype=np.intp,
-        )
-        self.distinct = list(positions)
-        self._tokens: dict[Tokenise, list[tuple[list[str], list[str]]]] = {}
-        self._counts: dict[Tokenise, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def tokens(self, tokenise: Tokenise) -> list[tuple[list[str], list[str]]]:
-        """`(reference, prediction)` as tokens, for each distinct pair."""
-        if tokenise not in self._tokens:
-            texts = {text: tokenise(text) for text in dict.fromkeys(text for pair in self.distinct for text in pair)}
-            self._tokens[tokenise] = [(texts[reference], texts[prediction]) for reference, prediction in self.distinct]
-        return self._tokens[tokenise]
-
-    def counts(self, tokenise: Tokenise) -> np.ndarray:
-        """`ngram_counts` for each study, `(study, 10)`, int64."""
-        if tokenise not in self._counts:
-            rows = [ngram_counts(prediction, reference) for reference, prediction in self.tokens(tokenise)]
-            self._counts[tokenise] = np.array(rows, dtype=np.int64).reshape(-1, 2 * MAX_ORDER + 2)[self.index]
-        return self._counts[tokenise]
-
-    def each(self, score: Callable[[list[str], list[str]], float], tokenise: Tokenise) -> np.ndarray:
-        """`score(reference, prediction)` for each study, `(study,)`, computed once for each distinct pair."""
-        return np.array([score(*tokens) for tokens in self.tokens(tokenise)], dtype=np.float64)[self.index]
-
-
-# Tokenisers
-
-
-def tokenise_13a(text: str) -> list[str]:
-    """mteval-v13a's tokens (the WMT standard), case kept."""
-    text = text.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
-    for entity, character in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
-        text = text.replace(entity, character)
-    text = f" {text} "
-    for pattern, replacement in _RULES_13A:
-        text = pattern.sub(replacement, text)
-    return text.split()
-
-
-_RULES_13A = (
-    (re.compile(r"([{-~\[-` -&(-+:-@/])"), r" \1 "),  # punctuation, without ' , - .
-    (re.compile(r"([^0-9])([.,])"), r"\1 \2 "),  # period and comma, unless a digit stands before
-    (re.compile(r"([.,])([^0-9])"), r" \1 \2"),  # … or behind
-    (re.compile(r"([0-9])(-)"), r"\1 \2 "),  # dash behind a digit
-)
-
-
-def tokenise_rouge(text: str) -> list[str]:
-    """rouge_score's tokens without stemming: lower case, runs of `[a-z0-9]`."""
-    return _ALPHANUMERIC.findall(text.lower())
-
-
-_ALPHANUMERIC = re.compile(r"[a-z0-9]+")
-
-tokenise_spaces: Tokenise = str.split
+Smoothing = Literal["none", "add_one", "add_one_above_unigrams", "epsilon", "exponential", "tenth"]
 
 # Counts
+
+
+def counts(pairs: Pairs, tokenise: Tokenise) -> np.ndarray:
+    """`ngram_counts` for each study, `(study, 10)`, int64."""
+
+    def count() -> np.ndarray:
+        rows = [ngram_counts(prediction, reference) for reference, prediction in pairs.tokens(tokenise)]
+        return np.array(rows, dtype=np.int64).reshape(-1, 2 * MAX_ORDER + 2)[pairs.index]
+
+    return pairs.once(("ngrams", tokenise), count)
 
 
 def ngram_counts(prediction: list[str], reference: list[str]) -> list[int]:
@@ -114,7 +40,12 @@ def ngram_counts(prediction: list[str], reference: list[str]) -> list[int]:
         if len(fewer) > len(more):
             fewer, more = more, fewer
         matches[n - 1] = sum(min(count, more[gram]) for gram, count in fewer.items() if gram in more)
+        if not matches[n - 1]:
+            break  # without a common n-gram there is no longer one
     return [*matches, *possible, len(prediction), len(reference)]
+
+
+NGRAM_COLUMNS = (*(f"match_{n}" for n in range(1, 5)), *(f"possible_{n}" for n in range(1, 5)), "words", "expected")
 
 
 def ngrams(tokens: list[str], n: int) -> zip[tuple[str, ...]]:
@@ -134,51 +65,94 @@ def common_subsequence(a: list[str], b: list[str]) -> int:
     return len(a) - row.bit_count()
 
 
-# Metrics
+# BLEU
 
 
-def bleu(counts: np.ndarray, order: int) -> np.ndarray:
-    """BLEU as in tensorflow/nmt and Hugging Face `evaluate` with `smooth=True`: each precision is (m + 1) / (p + 1).
+def bleu(counts: np.ndarray, order: int = MAX_ORDER, smoothing: Smoothing = "none") -> np.ndarray:
+    """BLEU in all the variants that the field's packages compute.
 
     Args:
         counts: `ngram_counts`, `(…, 10)`; sums over studies give the corpus value.
         order: The longest n-gram.
+        smoothing: What is done about n-grams that do not match.
+            `none`: the product is 0 (Papineni et al. 2002; Hugging Face `evaluate` by default).
+            `add_one`: each precision is (m + 1) / (p + 1) (tensorflow/nmt, `evaluate` with `smooth=True`).
+            `add_one_above_unigrams`: the same from bigrams on (torchmetrics with `smooth=True`).
+            `epsilon`: (m + 1e-15) / (p + 1e-9) (pycocoevalcap).
+            `exponential`: the k-th precision without a match counts 1/2^k of a match (sacrebleu).
+            `tenth`: a precision without a match counts 0.1 of one (NLTK's method 1).
 
     Returns:
-        `(…)` in [0, 1]; 0 where the prediction or the reference has no token (there the original divides by zero).
+        `(…)` in [0, 1]; 0 where the prediction or the reference has no token, where some of the originals divide by 0.
     """
-    matches, possible = counts[..., :order], counts[..., MAX_ORDER : MAX_ORDER + order]
-    length, reference_length = counts[..., -2].astype(float), counts[..., -1].astype(float)
-    empty = (length == 0) | (reference_length == 0)
-    ratio = np.where(empty, 1.0, length) / np.where(empty, 1.0, reference_length)
-    brevity = np.where(ratio > 1, 1.0, np.exp(1 - 1 / ratio))
-    geometric_mean = np.exp(np.log((matches + 1) / (possible + 1)).sum(-1) / order)
+    matches = counts[..., :order].astype(float)
+    possible = counts[..., MAX_ORDER : MAX_ORDER + order].astype(float)
+    length, expected = counts[..., -2].astype(float), counts[..., -1].astype(float)
+    empty = (length == 0) | (expected == 0)
+    if smoothing == "epsilon":
+        matches, possible = matches + 1e-15, possible + 1e-9
+        length, expected = length + 1e-15, expected + 1e-9
+    elif smoothing.startswith("add_one"):
+        more = np.ones(order)
+        more[0] = smoothing == "add_one"
+        matches, possible = matches + more, possible + more
+    elif smoothing == "exponential":
+        unmatched = (matches == 0) & (possible > 0)
+        matches = np.where(unmatched, 0.5 ** np.cumsum(unmatched, -1), matches)
+        empty = empty | (counts[..., 0] == 0)  # sacrebleu smooths only where something matches
+    elif smoothing == "tenth":
+        matches, possible = np.where(matches == 0, 0.1, matches), np.maximum(possible, 1)
+        empty = empty | (counts[..., 0] == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precisions = np.where(possible > 0, matches / np.where(possible > 0, possible, 1.0), 0.0)
+        geometric_mean = np.exp(np.log(precisions).sum(-1) / order)
+        brevity = np.exp(np.minimum(0.0, 1 - expected / np.where(empty & (length == 0), 1.0, length)))
     return np.where(empty, 0.0, geometric_mean * brevity)
 
 
-def bleu_smoothed_13a(pairs: Pairs, order: int) -> Score:
-    """Mean over studies of the smoothed BLEU on 13a tokens; overall is the same formula on the whole file's counts."""
-    counts = pairs.counts(tokenise_13a)
-    return Score(bleu(counts, order), float(bleu(counts.sum(0), order)))
+def bleu_mean(pairs: Pairs, order: int, tokenise: Tokenise, smoothing: Smoothing) -> Score:
+    """Mean over studies; overall is the same formula on the whole file's counts."""
+    table = counts(pairs, tokenise)
+    return Score(bleu(table, order, smoothing), float(bleu(table.sum(0), order, smoothing)))
 
 
-def rouge_n(pairs: Pairs, order: int) -> np.ndarray:
-    """rouge_score's ROUGE-n F1 without stemming, `(study,)`."""
-    counts = pairs.counts(tokenise_rouge)
-    reference_ngrams = np.maximum(counts[:, -1] - order + 1, 0)
-    return _f1(counts[:, order - 1], counts[:, MAX_ORDER + order - 1], reference_ngrams)
+def bleu_corpus(pairs: Pairs, order: int, tokenise: Tokenise, smoothing: Smoothing) -> Score:
+    """Corpus BLEU, with the studies' own values beside it; `ngram_statistics` says how it comes from the counts."""
+    table = counts(pairs, tokenise)
+    return Score(bleu(table, order, smoothing), statistics=table)
 
 
-def rouge_l(pairs: Pairs) -> np.ndarray:
-    """rouge_score's ROUGE-L F1 without stemming, `(study,)`."""
-    counts = pairs.counts(tokenise_rouge)
-    return _f1(pairs.each(common_subsequence, tokenise_rouge), counts[:, -2], counts[:, -1])
+def ngram_statistics(name: str, order: int, smoothing: Smoothing) -> Corpus:
+    """How corpus BLEU comes from summed counts; `name` says of which tokens."""
+    return Corpus(name, NGRAM_COLUMNS, partial(bleu, order=order, smoothing=smoothing))
 
 
-def _f1(matches: np.ndarray, predicted: np.ndarray, expected: np.ndarray) -> np.ndarray:
+# ROUGE
+
+
+def rouge_n(pairs: Pairs, order: int, tokenise: Tokenise) -> np.ndarray:
+    """rouge_score's ROUGE-n F1, `(study,)`."""
+    table = counts(pairs, tokenise)
+    expected = np.maximum(table[:, -1] - order + 1, 0)
+    return _f_measure(table[:, order - 1], table[:, MAX_ORDER + order - 1], expected)
+
+
+def rouge_l(pairs: Pairs, tokenise: Tokenise, beta: float = 1.0) -> np.ndarray:
+    """ROUGE-L, `(study,)`: rouge_score's F1, or pycocoevalcap's recall-weighted F with `beta` 1.2."""
+    table = counts(pairs, tokenise)
+    common = pairs.once(("common subsequence", tokenise), lambda: pairs.each(common_subsequence, tokenise))
+    return _f_measure(common, table[:, -2], table[:, -1], beta)
+
+
+def rouge_mean(pairs: Pairs, which: str, tokenise: Tokenise, beta: float = 1.0) -> Score:
+    """Mean over studies of ROUGE-1, -2 or -L (`which` is `1`, `2` or `l`)."""
+    return Score(rouge_l(pairs, tokenise, beta) if which == "l" else rouge_n(pairs, int(which), tokenise))
+
+
+def _f_measure(matches: np.ndarray, predicted: np.ndarray, expected: np.ndarray, beta: float = 1.0) -> np.ndarray:
     precision, recall = matches / np.maximum(predicted, 1), matches / np.maximum(expected, 1)
-    total = precision + recall
-    return 2 * precision * recall / np.where(total > 0, total, 1.0)
+    total = recall + beta**2 * precision
+    return (1 + beta**2) * precision * recall / np.where(total > 0, total, 1.0)
 
 
 def bootstrap_means(values: np.ndarray, random: np.random.RandomState, resamples: int) -> np.ndarray:
@@ -186,16 +160,21 @@ def bootstrap_means(values: np.ndarray, random: np.random.RandomState, resamples
     return np.array([values[random.randint(0, len(values), size=len(values))].mean() for _ in range(resamples)])
 
 
-def cider(pairs: Pairs, sigma: float = 6.0) -> Score:
-    """CIDEr-D as in pycocoevalcap, one reference a study, on whitespace-separated cased words.
+# CIDEr
 
-    Document frequencies come from the references given, so a value belongs to its set of studies (one study gives 0).
+
+def cider(pairs: Pairs, tokenise: Tokenise, sigma: float = 6.0) -> Score:
+    """CIDEr-D as in pycocoevalcap, one reference a study (Vedantam et al. 2015, with the Gaussian length penalty).
+
+    Document frequencies come from the references given, so a value belongs to its set of studies (one study gives 0);
+    they stay as they are in bootstrap resamples and permutations.
     """
     studies = np.bincount(pairs.index, minlength=len(pairs.distinct))
     grams: dict[str, list[Counter[tuple[str, ...]]]] = {}
-    for text in dict.fromkeys(text for pair in pairs.distinct for text in pair):
-        words = tokenise_spaces(text)
-        grams[text] = [Counter(ngrams(words, n)) for n in range(1, MAX_ORDER + 1)]
+    for texts, tokens in zip(pairs.distinct, pairs.tokens(tokenise), strict=True):
+        for text, words in zip(texts, tokens, strict=True):
+            if text not in grams:
+                grams[text] = [Counter(ngrams(words, n)) for n in range(1, MAX_ORDER + 1)]
     frequency: Counter[tuple[str, ...]] = Counter()
     for (reference, _), times in zip(pairs.distinct, studies.tolist(), strict=True):
         for counter in grams[reference]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo.metrics.engine import evaluate
-from zoo.metrics.findings import PHANTOM_FINDINGS, Label, finding_scores
+from zoo.metrics.labels import PHANTOM_FINDINGS, Label, finding_scores
 from zoo.metrics.lengths import length_distribution
 from zoo.metrics.protocols import PROTOCOLS
 from zoo.metrics.regions import recognition, recognition_mean, region_scores, region_texts_of_run

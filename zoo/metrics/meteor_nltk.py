@@ -16,23 +16,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from zoo.metrics.nlg import Pairs, Score
+from zoo.metrics.pairs import MetricUnavailable, Pairs, Score
+from zoo.metrics.tokenise import porter_stem
 
 ALPHA, BETA, GAMMA = 0.9, 3.0, 0.5
-
-
-class MetricUnavailable(Exception):
-    """A metric that cannot run here.
-
-    Args:
-        reason: What is missing.
-        how_to: The one thing to do about it.
-        searched: Where it was looked for.
-    """
-
-    def __init__(self, reason: str, how_to: str, searched: list[str] | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.how_to, self.searched = reason, how_to, searched or []
 
 
 # WordNet
@@ -168,13 +155,6 @@ def _tokenisers() -> tuple[Callable[[str], list[str]], Callable[[str], tuple[str
     return PunktSentenceTokenizer(parameters).tokenize, words
 
 
-@cache
-def _stemmer() -> Callable[[str], str]:
-    from nltk.stem.porter import PorterStemmer
-
-    return cache(PorterStemmer().stem)
-
-
 def align(
     prediction: list[str], reference: list[str], stem: Callable[[str], str], wordnet: WordNet
 ) -> list[tuple[int, int]]:
@@ -215,7 +195,7 @@ def meteor(pairs: Pairs) -> Score:
     Raises:
         MetricUnavailable: WordNet 3.0 is not at hand.
     """
-    wordnet, stem = find_wordnet(), _stemmer()
+    wordnet, stem = find_wordnet(), porter_stem()
 
     def score(reference: list[str], prediction: list[str]) -> float:
         return meteor_of(align(prediction, reference, stem, wordnet), len(prediction), len(reference))
