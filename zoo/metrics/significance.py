@@ -292,8 +292,9 @@ class Welch:
         t: The statistic, positive where A's mean is the larger one; `None` where there is no spread to test against.
         df: Welch-Satterthwaite's degrees of freedom.
         p: The p-value.
+        ci95: Two-sided interval of the difference of means, from Student's t.
         effect: Hedges' g: the difference of means over the pooled standard deviation, corrected for few runs.
-        warning: What to keep in mind about it; empty where there are enough runs.
+        warning: What to keep in mind about it; empty where there is nothing.
     """
 
     mean_a: float
@@ -305,8 +306,14 @@ class Welch:
     t: float | None
     df: float | None
     p: float | None
+    ci95: tuple[float, float] | None
     effect: float | None
     warning: str
+
+    @property
+    def difference(self) -> float:
+        """A's mean − B's."""
+        return self.mean_a - self.mean_b
 
 
 def welch(a: Sequence[float], b: Sequence[float], alternative: Alternative = "two-sided") -> Welch:
@@ -322,8 +329,8 @@ def welch(a: Sequence[float], b: Sequence[float], alternative: Alternative = "tw
     """
     if not len(a) or not len(b):
         raise ValueError("Welch's test needs at least one run of either system")
-    return welch_from_stats(float(np.mean(a)), float(np.std(a)), len(a), float(np.mean(b)), float(np.std(b)), len(b),
-                            alternative)  # fmt: skip
+    (mean_a, std_a, n_a), (mean_b, std_b, n_b) = ((float(np.mean(x)), float(np.std(x)), len(x)) for x in (a, b))
+    return welch_from_stats(mean_a, std_a, n_a, mean_b, std_b, n_b, alternative)
 
 
 def welch_from_stats(
@@ -343,6 +350,8 @@ def welch_from_stats(
     from scipy.stats import t as student
 
     warning = "" if min(n_a, n_b) >= 3 else f"fewer than 3 runs ({n_a} and {n_b}): the spread is hardly known"
+    if min(n_a, n_b) < 2:
+        warning = f"a single run has no spread ({n_a} and {n_b} runs): nothing to test"
     sd_a, sd_b = (std * math.sqrt(n / (n - 1)) if n > 1 else None for std, n in ((std_a, n_a), (std_b, n_b)))
     difference = mean_a - mean_b
     # Runs that agree to the last bits have no spread: what is left of it is rounding.
@@ -350,16 +359,19 @@ def welch_from_stats(
     if sd_a is None or sd_b is None or max(sd_a, sd_b) <= rounding:
         warning = warning or "the runs do not differ among themselves: there is no spread to test against"
         same = sd_a is not None and sd_b is not None and abs(difference) <= rounding
-        return Welch(mean_a, mean_b, sd_a, sd_b, n_a, n_b, None, None, 1.0 if same else None, 0.0 if same else None,
-                     warning)  # fmt: skip
+        p, effect = (1.0, 0.0) if same else (None, None)
+        return Welch(mean_a, mean_b, sd_a, sd_b, n_a, n_b, None, None, p, None, effect, warning)
     share_a, share_b = sd_a**2 / n_a, sd_b**2 / n_b
-    t = difference / math.sqrt(share_a + share_b)
+    error = math.sqrt(share_a + share_b)
+    t = difference / error
     df = (share_a + share_b) ** 2 / (share_a**2 / (n_a - 1) + share_b**2 / (n_b - 1))
     tails = {"two-sided": 2 * student.sf(abs(t), df), "greater": student.sf(t, df), "less": student.cdf(t, df)}
+    reach = float(student.ppf(0.975, df)) * error
     freedom = n_a + n_b - 2
     pooled = math.sqrt(((n_a - 1) * sd_a**2 + (n_b - 1) * sd_b**2) / freedom)
     effect = difference / pooled * (1 - 3 / (4 * freedom - 1))  # Hedges 1981, the usual approximation
-    return Welch(mean_a, mean_b, sd_a, sd_b, n_a, n_b, t, df, float(tails[alternative]), effect, warning)
+    ci95 = (difference - reach, difference + reach)
+    return Welch(mean_a, mean_b, sd_a, sd_b, n_a, n_b, t, df, float(tails[alternative]), ci95, effect, warning)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
