@@ -46,7 +46,7 @@ def locate(
         names: The files that it needs.
         tools: Where to look.
         elsewhere: Folders that other packages fill.
-        hub: File name → the repository that has it and its path there.
+        hub: File name → the repository that has it (`owner/name`, `datasets/owner/name`) and its path there.
         how_to: What to do where a file is missing.
 
     Returns:
@@ -81,7 +81,8 @@ def _from_hub(repository: str, file: str, online: bool) -> tuple[Path | None, li
     """The file in the local hub cache, or from the hub if that may be asked; and where it was looked for."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    cached = try_to_load_from_cache(repository, file)
+    name, kind = repository.removeprefix("datasets/"), "dataset" if repository.startswith("datasets/") else "model"
+    cached = try_to_load_from_cache(name, file, repo_type=kind)
     if isinstance(cached, str):
         return Path(cached), []
     tried = [f"{_shown(Path(constants.HF_HUB_CACHE))}: {repository}, {file}"]
@@ -90,7 +91,7 @@ def _from_hub(repository: str, file: str, online: bool) -> tuple[Path | None, li
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, file)), []
+        return Path(hf_hub_download(name, file, repo_type=kind)), []
     except OSError as error:  # the hub's own errors are OSErrors too
         return None, [*tried, f"https://huggingface.co/{repository}: {type(error).__name__} for {file}"]
 
