@@ -249,13 +249,14 @@ class ReportDataModule(L.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader:
         """Stable order; over several processes every study at least once, and each process equally many."""
-        return self._evaluation_loader("validation")
+        return self.evaluation_dataloader("validation")
 
     def test_dataloader(self) -> DataLoader:
         """As `val_dataloader`."""
-        return self._evaluation_loader("test")
+        return self.evaluation_dataloader("test")
 
-    def _evaluation_loader(self, split: str) -> DataLoader:
+    def evaluation_dataloader(self, split: str) -> DataLoader:
+        """Any split as it is evaluated: in stable order, with nothing random in its samples."""
         rank, world_size = self._place()
         samples = self._samples(split)
         return DataLoader(

@@ -312,6 +312,10 @@ class Reg2RG(ReportGenerator):
         self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
         return {"loss": loss, "reports": self._generate(batch, rows)}
 
+    def embed(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the language model is shown of each study, averaged over positions: `(study, hidden)`."""
+        return self._rows(batch).mean(1)
+
     @torch.no_grad()
     def generate(self, batch: Mapping[str, Any]) -> list[Report]:
         """One report for each study, all regions in one pass."""

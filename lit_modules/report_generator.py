@@ -92,6 +92,13 @@ class ReportGenerator(L.LightningModule, ABC):
     def generate(self, batch: Any) -> list[Report]:
         """One report for each study of the batch, in its order."""
 
+    def embed(self, batch: Any) -> Tensor | None:
+        """What the method sees of each study, `(study, feature)`: the baseline "nearest training report" compares it.
+
+        `None` where a method has no such thing.
+        """
+        return None
+
     def requirements(self) -> list[Requirement]:
         """What this configuration needs that a user must bring; checked before anything is built."""
         return []

@@ -32,16 +32,29 @@ def main(argv: list[str] | None = None) -> int:
     known = " | ".join("/".join(columns) for columns in KNOWN_COLUMNS)
     for what in COLUMNS:
         parser.add_argument(f"--{what}", metavar="COLUMN", help=f"the column of {what}s (default: found among {known})")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures here")
+    parser.add_argument(
+        "--json", type=Path, metavar="OUT.json", help="write the figures here, and OUT.per_study.csv beside them"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder with the weights of CheXbert, RadGraph, … (docs/protocols.md)",
+    )
+    parser.add_argument("--online", action="store_true", help="fetch weights that are not at hand from the hub")
+    parser.add_argument("--rules14", action="store_true", help="add the rule labeller made for drawn radiographs")
     return run(lambda: _evaluate(parser.parse_args(argv)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     # Behind the parsing, so that --help answers at once.
     from zoo.metrics.engine import evaluate
+    from zoo.metrics.pairs import Tools, default_cache
+    from zoo.metrics.per_study import write_table_of
     from zoo.metrics.predictions import read_predictions
     from zoo.metrics.protocols import PROTOCOLS
     from zoo.metrics.regions import region_scores_of_texts
+    from zoo.metrics.run import add_rules14
     from zoo.metrics.table import show
 
     if options.protocol not in PROTOCOLS:
@@ -49,14 +62,20 @@ def _evaluate(options: argparse.Namespace) -> None:
     named = [getattr(options, what) for what in COLUMNS]
     columns, rows = read_predictions(options.file, named, KNOWN_COLUMNS)
     ids, references, predictions = zip(*rows, strict=True)
-    result = evaluate(references, predictions, ids, options.protocol, progress=True)
-    regions = region_scores_of_texts(references, predictions, ids, options.protocol)
+    if options.weights and not options.weights.is_dir():
+        raise UsageError(f"--weights {options.weights}: there is no such folder")
+    tools = Tools(options.weights, options.online, cache=default_cache())
+    result = evaluate(references, predictions, ids, options.protocol, per_study=True, progress=True, tools=tools)
+    if options.rules14:
+        add_rules14(result, references, predictions, ids)
+    regions = region_scores_of_texts(references, predictions, ids, options.protocol, tools)
     if regions:
         result["regions"] = regions
     result["provenance"] |= {"file": options.file.name, "columns": dict(zip(COLUMNS, columns, strict=True))}
     if options.json:
         from zoo.run_directory import atomic_write
 
+        write_table_of(options.json.with_suffix(".per_study.csv"), ids, result)
         atomic_write(options.json, json.dumps(result, indent=2) + "\n")
     show(result)
 

@@ -60,6 +60,7 @@ class RunDirectory:
         self.provenance = path / "provenance.json"
         self.metrics_csv = path / "metrics.csv"
         self.metrics = path / "metrics.json"
+        self.per_study = path / "per_study.csv"
         self.predictions = path / "predictions.jsonl"
         self.gallery = path / "gallery.html"
         self.best = path / "checkpoints" / "best.ckpt"

@@ -12,13 +12,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import Study
-from lit_modules.report_generator import Report
+from lit_modules.report_generator import Report, ReportGenerator
+from zoo.callbacks.nearest_report import nearest_reports
 from zoo.command import UsageError
 from zoo.metrics import DEFAULT_PROTOCOL
 from zoo.metrics.baselines import report_of, trivial_reports
+from zoo.metrics.pairs import Tools, default_cache
+from zoo.metrics.per_study import write_table_of
 from zoo.metrics.protocols import PROTOCOLS
-from zoo.metrics.run import quick_metrics, run_metrics
-from zoo.run_directory import atomic_write
+from zoo.metrics.run import Scoring, quick_metrics, run_metrics
+from zoo.run_directory import RunDirectory, atomic_write
 
 Said = dict[str, Any]  # a Report without its evidence, as plain data
 
@@ -26,21 +29,36 @@ Said = dict[str, Any]  # a Report without its evidence, as plain data
 class ClinicalEfficacy(L.Callback):
     """Metrics of the generated reports, logged as `validation/bleu_4`, `test/region_f1`, ….
 
-    Validation computes the cheap metrics; the test computes all of them and writes `predictions.jsonl` and
-    `metrics.json` into the Trainer's `default_root_dir`. `metrics.json` holds no time and no place: the same
+    Validation computes the cheap metrics; the test computes all of them and writes `predictions.jsonl`, `metrics.json`
+    and `per_study.csv` into the Trainer's `default_root_dir`. `metrics.json` holds no time and no place: the same
     predictions give the same file.
 
     Args:
         protocol: How texts are scored, a key of `zoo.metrics.protocols.PROTOCOLS`.
         every_n_epochs: Score the validation after every so many epochs.
+        weights: A folder with the weights of metrics that have some (`docs/protocols.md`).
+        online: Whether those weights may be fetched from the hub.
+        rules14: Add the figures of the rule labeller for drawn radiographs.
+        nearest_report: Score the nearest training report as a baseline, which embeds every training study; `None` does
+            so on phantom data only.
     """
 
-    def __init__(self, protocol: str = DEFAULT_PROTOCOL, every_n_epochs: int = 1) -> None:
+    def __init__(
+        self,
+        protocol: str = DEFAULT_PROTOCOL,
+        every_n_epochs: int = 1,
+        weights: str | None = None,
+        online: bool = False,
+        rules14: bool = False,
+        nearest_report: bool | None = None,
+    ) -> None:
         if protocol not in PROTOCOLS:
             raise UsageError(f"metrics.protocol={protocol}: choose from {', '.join(PROTOCOLS)}")
         if every_n_epochs < 1:
             raise UsageError(f"metrics.every_n_epochs={every_n_epochs}: must be at least 1")
-        self.protocol, self.every_n_epochs = protocol, every_n_epochs
+        self.protocol, self.every_n_epochs, self.rules14 = protocol, every_n_epochs, rules14
+        self.tools = Tools(Path(weights) if weights else None, online, cache=default_cache())
+        self.nearest_report = nearest_report
         self._said: list[Said] = []
 
     # Collecting
@@ -73,28 +91,35 @@ class ClinicalEfficacy(L.Callback):
             return
         data = _datamodule(trainer)
         lines = self._lines(trainer, data, "validation")
-        result = None
-        if trainer.is_global_zero:
-            result = quick_metrics(lines, self.protocol, data.regions, data.label_findings())
+        result = quick_metrics(lines, self._scoring(data)) if trainer.is_global_zero else None
         self._log(trainer, pl_module, "validation", result)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs all metrics and writes `predictions.jsonl` and `metrics.json`."""
+        """Logs all metrics and writes `predictions.jsonl`, `metrics.json` and `per_study.csv`."""
         data = _datamodule(trainer)
         lines = self._lines(trainer, data, "test")
+        nearest = self._nearest(trainer, pl_module, data)  # every process takes part
         result = None
         if trainer.is_global_zero:
-            label = data.label_findings()
-            baselines = trivial_reports(data.studies("train"), data.regions, label)
-            result = run_metrics(
-                lines, self.protocol, data.regions, label, baselines, progress=trainer.progress_bar_callback is not None
-            )
+            scoring = self._scoring(data)
+            trivial = trivial_reports(data.studies("train"), data.regions, scoring.label)
+            baselines = {name: {line["id"]: report for line in lines} for name, report in trivial.items()} | nearest
+            result = run_metrics(lines, scoring, baselines, progress=trainer.progress_bar_callback is not None)
             result = {"phantom": data.is_phantom(), "split": lines[0]["split"]} | result
-            folder = Path(trainer.default_root_dir)
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            atomic_write(folder / "predictions.jsonl", text)
-            atomic_write(folder / "metrics.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            _write(RunDirectory(Path(trainer.default_root_dir)), lines, result)
         self._log(trainer, pl_module, "test", result)
+
+    def _scoring(self, data: ReportDataModule) -> Scoring:
+        return Scoring(self.protocol, data.regions, data.label_findings(), self.rules14, self.tools)
+
+    def _nearest(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, data: ReportDataModule
+    ) -> dict[str, dict[str, str]]:
+        wanted = data.is_phantom() if self.nearest_report is None else self.nearest_report
+        if not wanted or not isinstance(pl_module, ReportGenerator):
+            return {}
+        reports = nearest_reports(trainer, pl_module, data, "test")
+        return {"nearest_training_report": reports} if reports else {}
 
     def _lines(self, trainer: L.Trainer, data: ReportDataModule, split: str) -> list[dict[str, Any]]:
         """The lines of `predictions.jsonl`, in the dataset's order, on every process."""
@@ -112,6 +137,12 @@ class ClinicalEfficacy(L.Callback):
         pl_module.log_dict(numbers)
         for key, entry in (result or {"skipped": {}})["skipped"].items():
             rank_zero_info(f"{split}/{key} is absent: {entry['reason']}; {entry['how_to']}")
+
+
+def _write(run: RunDirectory, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    atomic_write(run.predictions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_table_of(run.per_study, [line["id"] for line in lines], result)
+    atomic_write(run.metrics, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_complete(said: dict[str, Said], studies: list[Study], split: str, partial: bool = False) -> None:

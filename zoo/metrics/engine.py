@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodules.study import DataFault
 from zoo.metrics import DEFAULT_PROTOCOL
+from zoo.metrics.labels import class_figures
 from zoo.metrics.pairs import MetricUnavailable, Pairs, Score, Tools
 from zoo.metrics.per_study import columns_of
 from zoo.metrics.protocols import PROTOCOLS, Metric, Protocol
@@ -26,7 +27,7 @@ def evaluate(
     references: Sequence[str],
     predictions: Sequence[str],
     ids: Sequence[str],
-    protocol: str = DEFAULT_PROTOCOL,
+    protocol: str | Protocol = DEFAULT_PROTOCOL,
     *,
     cheap: bool = False,
     resamples: int = RESAMPLES,
@@ -40,7 +41,7 @@ def evaluate(
         references: The reference reports, raw.
         predictions: The predicted reports, raw. An empty one scores 0 and is counted.
         ids: The studies' ids, unique.
-        protocol: A key of `PROTOCOLS`.
+        protocol: A key of `PROTOCOLS`, or a protocol.
         cheap: Leave out the metrics that are not worth their time at every validation.
         resamples: Bootstrap resamples behind each 95 % interval; 0 makes none.
         per_study: Add `per_study`: the columns of a `per_study.StudyTable`, in the order of `ids`.
@@ -57,7 +58,7 @@ def evaluate(
         DataFault: The lengths differ, an id comes twice, or there is nothing to score.
         KeyError: There is no such protocol.
     """
-    rules = PROTOCOLS[protocol]
+    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     _check(references, predictions, ids)
     pairs = Pairs([rules.prepare(text) for text in references], [rules.prepare(text) for text in predictions], tools)
     chosen = {key: metric for key, metric in rules.metrics.items() if metric.cheap or not cheap}
@@ -153,22 +154,13 @@ def _of_sums(formula: Callable[[np.ndarray], np.ndarray]) -> Aggregate:
 
 
 def _classes(scores: dict[str, Score], protocol: Protocol) -> dict[str, Any]:
-    """Precision, recall and F1 of each label, for each set of labels among the metrics."""
+    """Figures of each label, for each set of labels among the metrics."""
     found: dict[str, Any] = {}
     for key, score in scores.items():
         corpus = protocol.metrics[key].corpus
         if corpus is not None and corpus.labels and corpus.name not in found:
-            right, wrong, missed = _statistics(score).sum(0).reshape(3, -1)
-            found[corpus.name] = {
-                label: _figures(tp, fp, fn) | {"support": int(tp + fn), "predicted": int(tp + fp)}
-                for label, tp, fp, fn in zip(corpus.labels, right, wrong, missed, strict=True)
-            }
+            found[corpus.name] = class_figures(_statistics(score).sum(0), corpus.labels)
     return found
-
-
-def _figures(tp: float, fp: float, fn: float) -> dict[str, float]:
-    precision, recall = tp / (tp + fp) if tp + fp else 0.0, tp / (tp + fn) if tp + fn else 0.0
-    return {"precision": precision, "recall": recall, "f1": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0}
 
 
 def provenance(protocol: Protocol, rows: Iterable[tuple[str, str, str]], resamples: int = 0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,12 @@ class Tools:
     online: bool = False
     device: str = "auto"
     cache: Path | None = None
+
+
+def default_cache() -> Path:
+    """Where commands keep labels of texts: `$ZOO_CACHE`, or `rrg-zoo` in the user's cache folder."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ZOO_CACHE") or Path(user, "rrg-zoo"))
 
 
 @dataclass(frozen=True)

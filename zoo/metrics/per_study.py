@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,6 +91,12 @@ def write_table(path: Path, table: StudyTable) -> None:
     columns = [[_short(value) for value in column.tolist()] for column in table.columns.values()]
     rows.writerows(zip(table.ids, *columns, strict=True))
     atomic_write(path, text.getvalue())
+
+
+def write_table_of(path: Path, ids: Sequence[str], result: dict[str, Any]) -> None:
+    """Takes `per_study` out of `engine.evaluate`'s dictionary and writes it as a table."""
+    columns = {name: np.asarray(column) for name, column in result.pop("per_study").items()}
+    write_table(path, StudyTable(list(ids), columns, result["protocol"], result["version"]))
 
 
 def _short(value: float) -> str:

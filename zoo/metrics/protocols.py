@@ -248,6 +248,16 @@ RADEVAL = Protocol(
     },
 )
 
+RULES14 = Protocol(
+    id="rules14",
+    version=1,
+    source="this project: a few phrases for drawn radiographs; not CheXbert, and never on the leaderboard",
+    certain=True,
+    prepare=one_line,
+    preparation=ONE_LINE,
+    metrics={},
+)
+
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.id: protocol for protocol in (REG2RG, REGIONFORMER, ASARG, OVERLAY, COCO, R2GEN, RADEVAL)
 }

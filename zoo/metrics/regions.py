@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from zoo.metrics.engine import evaluate
+from zoo.metrics.pairs import Tools
 
 REFERENCE_EPSILON = 1e-5  # what Reg2RG's script adds to each denominator; its printed Table III was made without
 Named = tuple[str, str | None]  # a region that was shown, and the name that the method gave it
@@ -63,6 +64,7 @@ def region_scores(
     regions: Sequence[str],
     protocol: str,
     epsilon: float = 0.0,
+    tools: Tools | None = None,
 ) -> dict[str, Any]:
     """One row a region: recognition, and the protocol's figures where both sides speak of the region.
 
@@ -72,17 +74,19 @@ def region_scores(
         regions: The names there are.
         protocol: How to score texts.
         epsilon: See `recognition`.
+        tools: What metrics with weights may use.
 
     Returns:
-        Region → `{"recognition", "n", "metrics", "skipped"}`; `n` counts the studies that both sides speak of.
+        Region → `{"recognition", "n", "metrics", "classes", "skipped"}`; `n` counts the studies that both sides speak
+        of.
     """
     result: dict[str, Any] = {}
     for region, row in recognition(named, regions, epsilon).items():
-        result[region] = {"recognition": row, "n": 0, "metrics": {}, "skipped": {}}
+        result[region] = {"recognition": row, "n": 0, "metrics": {}, "classes": {}, "skipped": {}}
         if texts.get(region):
             ids, references, predictions = zip(*texts[region], strict=True)
-            scored = evaluate(references, predictions, ids, protocol)
-            result[region] |= {key: scored[key] for key in ("n", "metrics", "skipped")}
+            scored = evaluate(references, predictions, ids, protocol, resamples=0, tools=tools)
+            result[region] |= {key: scored[key] for key in ("n", "metrics", "classes", "skipped")}
     return result
 
 
@@ -133,7 +137,11 @@ def split_regions(text: str, regions: Sequence[str]) -> dict[str, str]:
 
 
 def region_scores_of_texts(
-    references: Sequence[str], predictions: Sequence[str], ids: Sequence[str], protocol: str
+    references: Sequence[str],
+    predictions: Sequence[str],
+    ids: Sequence[str],
+    protocol: str,
+    tools: Tools | None = None,
 ) -> dict[str, Any]:
     """`region_scores` of reports that still carry their prefixes on both sides; empty where they do not."""
     regions = regions_in(references)
@@ -150,4 +158,4 @@ def region_scores_of_texts(
         theirs, mine = split_regions(reference, regions), split_regions(prediction, regions)
         for region in theirs.keys() & mine.keys():
             texts[region].append((study, theirs[region], mine[region]))
-    return region_scores(named, texts, regions, protocol, REFERENCE_EPSILON)
+    return region_scores(named, texts, regions, protocol, REFERENCE_EPSILON, tools)

@@ -3,81 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from zoo.metrics.engine import evaluate
+from zoo.metrics.engine import RESAMPLES, evaluate
 from zoo.metrics.labels import PHANTOM_FINDINGS, Label, finding_scores
 from zoo.metrics.lengths import length_distribution
-from zoo.metrics.protocols import PROTOCOLS
+from zoo.metrics.pairs import Tools
+from zoo.metrics.protocols import PROTOCOLS, RULES14
 from zoo.metrics.regions import recognition, recognition_mean, region_scores, region_texts_of_run
 
 RECOGNITION = {"protocol": "region_recognition", "version": 1}
 Line = Mapping[str, Any]
 
 
-def quick_metrics(lines: Sequence[Line], protocol: str, regions: Sequence[str], label: Label | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scoring:
+    """How a run's reports are scored.
+
+    Attributes:
+        protocol: A key of `PROTOCOLS`.
+        regions: The dataset's region names, in the order of a report.
+        label: What reads findings out of a text, where the dataset brings such a thing.
+        rules14: Add the figures of the rule labeller, which is made for drawn radiographs.
+        tools: What metrics with weights may use.
+    """
+
+    protocol: str
+    regions: Sequence[str] = ()
+    label: Label | None = None
+    rules14: bool = False
+    tools: Tools = Tools()
+
+
+def quick_metrics(lines: Sequence[Line], scoring: Scoring) -> dict[str, Any]:
     """What is worth its time at every validation: cheap text metrics, region recognition, findings."""
-    return _report_metrics(lines, protocol, regions, label, cheap=True, progress=False)
+    return _report_metrics(lines, scoring, cheap=True)
 
 
 def run_metrics(
     lines: Sequence[Line],
-    protocol: str,
-    regions: Sequence[str] = (),
-    label: Label | None = None,
-    baselines: Mapping[str, str] | None = None,
+    scoring: Scoring,
+    baselines: Mapping[str, Mapping[str, str]] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Everything that `metrics.json` holds about the predictions. The same lines give the same dictionary.
 
     Args:
         lines: `{"id", "reference", "prediction", "regions": [{"region", "named", "reference", "prediction"}], …}`.
-        protocol: How to score texts.
-        regions: The dataset's region names.
-        label: What reads findings out of a text.
-        baselines: Name → a report that is scored in place of every prediction, on the same studies.
+        scoring: How to score them.
+        baselines: Name → study id → a report that is scored in place of the prediction.
         progress: Show a progress bar.
 
     Returns:
-        `engine.evaluate`'s dictionary, its `metrics` with `region_precision`, `region_recall`, `region_f1` and
-        `phantom_findings_{micro,macro}_{precision,recall,f1}` added where they apply; `regions` (see `region_scores`),
-        `findings` (by label), `length`, and `baselines` (name → `{"metrics", "skipped"}`).
+        `engine.evaluate`'s dictionary with `per_study`, its `metrics` with `region_precision`, `region_recall`,
+        `region_f1` and `phantom_findings_{micro,macro}_{precision,recall,f1}` added where they apply; `regions` (see
+        `region_scores`), `findings` (by label), `length`, and `baselines` (name → `{"metrics", "skipped"}`).
     """
-    result = _report_metrics(lines, protocol, regions, label, cheap=False, progress=progress)
+    result = _report_metrics(lines, scoring, progress=progress)
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
-    result["regions"] = region_scores(_named(lines), region_texts_of_run(lines, regions), regions, protocol)
-    result["length"] = length_distribution(references, predictions, PROTOCOLS[protocol].prepare)
+    texts = region_texts_of_run(lines, scoring.regions)
+    result["regions"] = region_scores(_named(lines), texts, scoring.regions, scoring.protocol, tools=scoring.tools)
+    result["length"] = length_distribution(references, predictions, PROTOCOLS[scoring.protocol].prepare)
     result["baselines"] = {}
-    for name, report in (baselines or {}).items():
-        trivial = [
-            {"id": line["id"], "reference": line["reference"], "prediction": report, "regions": []} for line in lines
-        ]
-        scored = _report_metrics(trivial, protocol, regions, label, cheap=False, progress=progress)
+    for name, reports in (baselines or {}).items():
+        trivial = [line | {"prediction": reports[line["id"]], "regions": []} for line in map(dict, lines)]
+        scored = _report_metrics(trivial, scoring, progress=progress)
         result["baselines"][name] = {key: scored[key] for key in ("metrics", "skipped")}
     return result
 
 
 def _report_metrics(
-    lines: Sequence[Line], protocol: str, regions: Sequence[str], label: Label | None, cheap: bool, progress: bool
+    lines: Sequence[Line], scoring: Scoring, cheap: bool = False, progress: bool = False
 ) -> dict[str, Any]:
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
-    result = evaluate(references, predictions, [line["id"] for line in lines], protocol, cheap=cheap, progress=progress)
-    means = recognition_mean(recognition(_named(lines), regions))
+    ids = [line["id"] for line in lines]
+    result = evaluate(
+        references,
+        predictions,
+        ids,
+        scoring.protocol,
+        cheap=cheap,
+        resamples=0 if cheap else RESAMPLES,
+        per_study=not cheap,
+        progress=progress,
+        tools=scoring.tools,
+    )
+    means = recognition_mean(recognition(_named(lines), scoring.regions))
     result["metrics"] |= {key: {"value": value, **RECOGNITION} for key, value in means.items()}
-    if label is not None:
-        try:
-            read = {text: label(text) for text in dict.fromkeys([*references, *predictions])}
-        except Exception as error:  # a labeller's fault must not cost the other figures
-            reason = f"{type(error).__name__}: {error}"
-            entry = {"value": None, "status": "failed", "reason": reason, "how_to": "repair the labeller"}
-            result["skipped"]["phantom_findings"] = entry
-            return result
-        scores = finding_scores([read[text] for text in references], [read[text] for text in predictions])
-        for average in ("micro", "macro"):
-            for key, value in scores[average].items():
-                result["metrics"][f"phantom_findings_{average}_{key}"] = {"value": value, **PHANTOM_FINDINGS}
-        result["findings"] = {"references": "the labeller on the reference text", "labels": scores["labels"]}
+    if scoring.rules14:
+        add_rules14(result, references, predictions, ids)
+    if scoring.label is not None:
+        _add_findings(result, references, predictions, scoring.label)
     return result
+
+
+def add_rules14(
+    result: dict[str, Any], references: Sequence[str], predictions: Sequence[str], ids: Sequence[str]
+) -> None:
+    """Adds the rule labeller's figures to `engine.evaluate`'s dictionary, under their own protocol."""
+    scored = evaluate(references, predictions, ids, RULES14)
+    for part in ("metrics", "classes", "skipped"):
+        result[part] |= scored[part]
+
+
+def _add_findings(result: dict[str, Any], references: Sequence[str], predictions: Sequence[str], label: Label) -> None:
+    try:
+        read = {text: label(text) for text in dict.fromkeys([*references, *predictions])}
+    except Exception as error:  # a labeller's fault must not cost the other figures
+        reason = f"{type(error).__name__}: {error}"
+        entry = {"value": None, "status": "failed", "reason": reason, "how_to": "repair the labeller"}
+        result["skipped"]["phantom_findings"] = entry
+        return
+    scores = finding_scores([read[text] for text in references], [read[text] for text in predictions])
+    for average in ("micro", "macro"):
+        for key, value in scores[average].items():
+            result["metrics"][f"phantom_findings_{average}_{key}"] = {"value": value, **PHANTOM_FINDINGS}
+    result["findings"] = {"references": "the labeller on the reference text", "labels": scores["labels"]}
 
 
 def _named(lines: Sequence[Line]) -> list[tuple[str, str | None]]:

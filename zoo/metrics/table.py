@@ -21,8 +21,8 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     console.print(_title(result, "Reports"), style="bold", highlight=False)
     console.print(_main_table(result))
-    for key, entry in result["skipped"].items():
-        advice = f"{label(key, result)} is absent: {entry['reason']}. To have it: {entry['how_to']}."
+    for (reason, how_to), absent in _absent(result).items():
+        advice = f"{' · '.join(absent)} absent: {reason}. To have it: {how_to}."
         console.print(advice, style="yellow", highlight=False)
     if result.get("regions"):
         console.print(_title(result, "Regions"), style="bold", highlight=False)
@@ -38,6 +38,18 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(
             f"{result['n_empty_predictions']} of {result['n']} predictions are empty; they score 0.", style="yellow"
         )
+
+
+def _absent(result: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """Reason and advice → the metrics that are absent for it; a labeller's averages are named once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for key, entry in result["skipped"].items():
+        names = found.setdefault((entry["reason"], entry["how_to"]), [])
+        name = label(key, result)
+        family = name.rsplit(" ", 1)[0] if "-" in name.rsplit(" ", 1)[-1] else name
+        if family not in names:
+            names.append(family)
+    return found
 
 
 def label(key: str, result: Mapping[str, Any]) -> str:
@@ -56,7 +68,8 @@ def _main_table(result: Mapping[str, Any]) -> Table:
     baselines: Mapping[str, Any] = result.get("baselines") or {}
     table = Table()
     table.add_column("", no_wrap=True)
-    table.add_column("method" if baselines else "mean", justify="right", style="bold")
+    table.add_column("method" if baselines else "value", justify="right", style="bold")
+    table.add_column("95 % interval", no_wrap=True)
     for name in baselines or ("std", "overall"):
         table.add_column(name.replace("_", " "), justify="right")
     for key, entry in result["metrics"].items():
@@ -64,7 +77,8 @@ def _main_table(result: Mapping[str, Any]) -> Table:
             rest = [baseline["metrics"].get(key, {}).get("value") for baseline in baselines.values()]
         else:
             rest = [entry.get("std"), entry.get("overall")]
-        table.add_row(label(key, result), *map(_figure, [entry["value"], *rest]))
+        interval = " to ".join(map(_figure, entry.get("ci95") or ())) or "–"
+        table.add_row(label(key, result), _figure(entry["value"]), interval, *map(_figure, rest))
     return table
 
 

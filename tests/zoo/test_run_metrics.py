@@ -1,4 +1,4 @@
-"""Findings' P/R/F1 against scikit-learn's definition worked out by hand; the reports that trivial systems make."""
+"""All figures of a run: the method beside reports that trivial systems make, its regions, its labels."""
 
 import io
 
@@ -7,8 +7,7 @@ from rich.console import Console
 
 from datamodules.study import Study
 from zoo.metrics.baselines import report_of, trivial_reports
-from zoo.metrics.findings import finding_scores
-from zoo.metrics.run import quick_metrics, run_metrics
+from zoo.metrics.run import Scoring, quick_metrics, run_metrics
 from zoo.metrics.table import show
 
 REGIONS = ("heart", "lung", "thyroid")
@@ -19,20 +18,7 @@ def label(text: str) -> frozenset[str]:
     return frozenset(name for name, phrase in (("nodule", "A nodule"), ("cardiomegaly", "Big heart")) if phrase in text)
 
 
-def test_findings_by_hand():
-    references = [frozenset("ab"), frozenset("a"), frozenset(), frozenset("b")]
-    predictions = [frozenset("a"), frozenset("ac"), frozenset("a"), frozenset()]
-    scores = finding_scores(references, predictions)
-    assert scores["micro"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5}  # 2 right, 2 false, 2 missed
-    assert scores["labels"]["a"] == {"precision": 2 / 3, "recall": 1.0, "f1": 0.8, "support": 2, "predicted": 3}
-    assert scores["labels"]["c"]["support"] == 0
-    assert scores["macro"] == {"precision": pytest.approx(1 / 3), "recall": 0.5, "f1": 0.4}  # of a and b
-
-
-def test_nothing_to_find_is_zero():
-    scores = finding_scores([frozenset()], [frozenset()])
-    assert scores["micro"] == scores["macro"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
-    assert scores["labels"] == {}
+SCORING = Scoring("reg2rg", REGIONS, label)
 
 
 def training() -> list[Study]:
@@ -80,9 +66,13 @@ def lines() -> list[dict]:
     ]
 
 
+def baselines() -> dict[str, dict[str, str]]:
+    trivial = trivial_reports(training(), REGIONS, label)
+    return {name: {line["id"]: report for line in lines()} for name, report in trivial.items()}
+
+
 def test_a_runs_figures_stand_beside_its_baselines():
-    baselines = trivial_reports(training(), REGIONS, label)
-    result = run_metrics(lines(), "reg2rg", REGIONS, label, baselines)
+    result = run_metrics(lines(), SCORING, baselines())
     metrics = result["metrics"]
     assert metrics["phantom_findings_micro_f1"] == {
         "value": pytest.approx(2 / 3),
@@ -99,13 +89,22 @@ def test_a_runs_figures_stand_beside_its_baselines():
     assert normal["phantom_findings_micro_f1"]["value"] == 0.0
     assert "region_f1" not in normal
     assert normal["bleu_1"]["value"] < metrics["bleu_1"]["value"] < 1
-    assert result == run_metrics(lines(), "reg2rg", REGIONS, label, baselines)
+    assert 0 <= normal["bleu_1"]["ci95"][0] <= normal["bleu_1"]["value"] <= normal["bleu_1"]["ci95"][1]
+    assert list(result["per_study"]["bleu_1"]) != [metrics["bleu_1"]["value"]] * 2
+    assert result == run_metrics(lines(), SCORING, baselines())
+
+
+def test_a_baseline_may_say_something_else_of_each_study():
+    told = {"nearest_training_report": {"a": "Big heart. A nodule.", "b": "Normal heart. Clear lungs."}}
+    result = run_metrics(lines(), SCORING, told)
+    assert result["baselines"]["nearest_training_report"]["metrics"]["bleu_4"]["value"] == 1.0
 
 
 def test_validation_is_spared_what_costs_time():
-    result = quick_metrics(lines(), "reg2rg", REGIONS, label)
+    result = quick_metrics(lines(), SCORING)
     assert {"bleu_4", "cider", "region_f1", "phantom_findings_micro_f1"} < set(result["metrics"])
-    assert not {"meteor"} & set(result["metrics"])
+    assert not {"meteor", "radbert_ct_18_micro_f1"} & {*result["metrics"], *result["skipped"]}
+    assert "ci95" not in result["metrics"]["bleu_4"]
     assert "baselines" not in result
 
 
@@ -113,13 +112,13 @@ def test_a_broken_labeller_leaves_the_other_figures():
     def broken(text: str) -> frozenset[str]:
         raise ValueError("no such phrase")
 
-    result = quick_metrics(lines(), "reg2rg", REGIONS, broken)
+    result = quick_metrics(lines(), Scoring("reg2rg", REGIONS, broken))
     assert "bleu_1" in result["metrics"]
     assert "no such phrase" in result["skipped"]["phantom_findings"]["reason"]
 
 
 def test_the_table_shows_the_method_beside_its_baselines_and_says_phantom():
-    result = run_metrics(lines(), "reg2rg", REGIONS, label, trivial_reports(training(), REGIONS, label))
+    result = run_metrics(lines(), SCORING, baselines())
     absent = {"value": None, "status": "skipped", "reason": "WordNet 3.0 is not at hand", "how_to": "install it"}
     result |= {"phantom": True, "split": "validation", "skipped": {"meteor": absent}}
     console = Console(width=120, record=True, file=io.StringIO())
@@ -128,7 +127,7 @@ def test_the_table_shows_the_method_beside_its_baselines_and_says_phantom():
     assert "phantom" in text.splitlines()[0]
     assert "2 studies, protocol reg2rg (version 1)" in text.splitlines()[0]
     row = next(line for line in text.splitlines() if "findings micro F1" in line)
-    assert [cell.strip() for cell in row.split("│")[2:5]] == ["0.6667", "0.0000", "0.5000"]
-    assert "METEOR is absent: WordNet 3.0 is not at hand. To have it: install it." in text
+    assert [cell.strip() for cell in row.split("│")[2:6]] == ["0.6667", "–", "0.0000", "0.5000"]
+    assert "METEOR absent: WordNet 3.0 is not at hand. To have it: install it." in text
     assert "always normal" in text
     assert "KL divergence" in text
