@@ -259,8 +259,9 @@ def _swapped_sums(a: np.ndarray, b: np.ndarray, trials: int, seed: int) -> tuple
 
 def _p_value(differences: np.ndarray, value_a: float, value_b: float, exact: bool) -> float:
     # Sums that are equal on paper may differ in their last bits.
-    tolerance = 1e-10 * max(abs(value_a), abs(value_b))
-    extreme = int((np.abs(differences) >= abs(value_a - value_b) - tolerance).sum())
+    differences = np.abs(differences)
+    tolerance = 1e-10 * max(abs(value_a), abs(value_b), differences.max())
+    extreme = int((differences >= abs(value_a - value_b) - tolerance).sum())
     return extreme / len(differences) if exact else (extreme + 1) / (len(differences) + 1)
 
 
