@@ -129,7 +129,7 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, Any], source: Path 
     """Loads weights that fit exactly.
 
     Raises:
-        DataFault: A key is missing, unexpected, no tensor or of another shape; the message names such keys.
+        DataFault: A key is missing, unexpected, no tensor, of another shape or not finite; the message names such keys.
     """
     import torch
 
@@ -144,6 +144,9 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, Any], source: Path 
             if isinstance(state.get(key), torch.Tensor) and state[key].shape != tensor.shape
         ],
     }
+    if not any(faults.values()):
+        weights = {name for name, _ in module.named_parameters()}
+        faults["not finite"] = [key for key in expected if key in weights and not state[key].isfinite().all()]
     told = [f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys]
     if told:
         raise DataFault(f"{source} does not fit its network; {'; '.join(told)}")
