@@ -55,7 +55,7 @@ def _absent(result: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
 def label(key: str, result: Mapping[str, Any]) -> str:
     """A metric's name for people."""
     metrics = PROTOCOLS[result["protocol"]].metrics
-    return metrics[key].label if key in metrics else key.replace("_", " ").replace(" f1", " F1")
+    return metrics[key].label if key in metrics else key.replace("phantom_findings", "findings").replace("_", " ").replace(" f1", " F1")
 
 
 def _title(result: Mapping[str, Any], what: str) -> str:
@@ -67,17 +67,17 @@ def _title(result: Mapping[str, Any], what: str) -> str:
 def _main_table(result: Mapping[str, Any]) -> Table:
     baselines: Mapping[str, Any] = result.get("baselines") or {}
     table = Table()
-    table.add_column("", no_wrap=True)
-    table.add_column("method" if baselines else "value", justify="right", style="bold")
+    table.add_column("", min_width=20)
+    table.add_column("method" if baselines else "value", justify="right", style="bold", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
     for name in baselines or ("std", "overall"):
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", " "), justify="right", min_width=6)
     for key, entry in result["metrics"].items():
         if baselines:
             rest = [baseline["metrics"].get(key, {}).get("value") for baseline in baselines.values()]
         else:
             rest = [entry.get("std"), entry.get("overall")]
-        interval = " to ".join(map(_figure, entry.get("ci95") or ())) or "–"
+        interval = "–".join(f"{end:.3f}" for end in entry.get("ci95") or ()) or "–"
         table.add_row(label(key, result), _figure(entry["value"]), interval, *map(_figure, rest))
     return table
 
