@@ -71,7 +71,7 @@ def _main_table(result: Mapping[str, Any]) -> Table:
     table.add_column("method" if baselines else "value", justify="right", style="bold", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
     for name in baselines or ("std", "overall"):
-        table.add_column(name.replace("_", " "), justify="right", min_width=6)
+        table.add_column(name.replace("_", " "), justify="right", max_width=8)
     for key, entry in result["metrics"].items():
         if baselines:
             rest = [baseline["metrics"].get(key, {}).get("value") for baseline in baselines.values()]
