@@ -79,7 +79,9 @@ _DOUBT = re.compile(
 _DOUBT_AFTER = re.compile(
     rf"^[^,]*?(?:{_NOT_EXCLUDED}|\b{_IS} (?:\w+ )?(?:possible|probable|likely|suspected|questionable|borderline)\b)"
 )
-_LIMIT = re.compile(rf"\b(?:{_HEART}|{_MEDIASTINUM})\b.*(?:borderline|upper limits? of normal|top normal)")
+_LIMIT = re.compile(
+    rf"\b(?:{_HEART}|{_MEDIASTINUM})\b.*(?:borderline|upper limits? of normal|top normal)|borderline {_HEART}"
+)
 _VERB = rf"\b(?:{_IS}|has|have|shows?|contains?|lies|measures?)\b"
 _FRESH = r"(?:there|the|an?|mild|moderate|severe|small|stable|unchanged|new|left|right|bilateral|but|possible|likely)\b"
 
