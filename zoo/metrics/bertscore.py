@@ -166,7 +166,7 @@ def _files(encoder: Encoder, tools: Tools) -> dict[str, Path]:
     """The encoder's files, all of one folder; weights in either format, and from the hub only if in neither."""
     how_to = (
         f"put config.json, tokenizer.json and model.safetensors (or pytorch_model.bin) of {encoder.hub_id} "
-        f"into the folder {encoder.folder} of the weights' folder"
+        f"into the folder {encoder.folder} below $ZOO_WEIGHTS"
     )
     offline = replace(tools, online=False)
     for where, weights in (
