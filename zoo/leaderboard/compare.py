@@ -6,9 +6,11 @@ where a system comes as several runs (seeds), all are compared by Welch's test o
 
 from __future__ import annotations
 
+import itertools
 import json
+import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -17,7 +19,8 @@ from rich.table import Table
 
 from datamodules.study import DataFault
 from zoo.command import UsageError
-from zoo.leaderboard.systems import Run, System, hashed_id
+from zoo.leaderboard.submission import hashed_id
+from zoo.leaderboard.systems import Run, System
 from zoo.metrics.protocols import PROTOCOLS
 from zoo.metrics.significance import (
     RESAMPLES,
@@ -36,9 +39,9 @@ class Entry:
 
     Attributes:
         value: The metric's value; over several runs their mean.
-        ci95: Its bootstrap interval over studies; `None` for several runs, or a single study.
+        ci95: Its bootstrap interval over studies; `None` where runs are compared, or for a single study.
         sd: Standard deviation over runs, ddof 1; `None` for one run.
-        runs: The number of runs.
+        values: Each run's value.
         difference: To the baseline, positive where this system's value is larger; `None` for the baseline itself, as
             are all that follow.
         difference_ci95: Its interval.
@@ -51,7 +54,7 @@ class Entry:
     value: float
     ci95: tuple[float, float] | None
     sd: float | None
-    runs: int
+    values: tuple[float, ...]
     difference: float | None = None
     difference_ci95: tuple[float, float] | None = None
     p: float | None = None
@@ -120,7 +123,6 @@ def compare(
     if len(systems) < 2:
         raise UsageError("a comparison needs at least two systems")
     runs = [(system.name if len(system.runs) == 1 else run.source, run) for system in systems for run in system.runs]
-    first = runs[0][1].table
     _check_protocols(runs)
     ids = _study_ids(runs)
     shared = _shared_studies([name for name, _ in runs], ids, common)
@@ -129,22 +131,21 @@ def compare(
     if any(len(shared) < len(studies) for studies in ids):
         sizes = ", ".join(f"{name}: {len(studies)}" for (name, _), studies in zip(runs, ids, strict=True))
         notes.append(f"Only the {len(shared)} studies that all share are compared ({sizes}).")
-    measured = [_measure(run, studies, shared, keys) for (_, run), studies in zip(runs, ids, strict=True)]
-    groups, start = [], 0
-    for system in systems:
-        groups.append(measured[start : start + len(system.runs)])
-        start += len(system.runs)
-    names = [system.name for system in systems]
-    if len(runs) > len(systems):
-        test, effect, rows = *_welch_texts(alternative), _over_runs(groups, keys, alternative)
+    measured = iter([_measure(run, studies, shared, keys) for (_, run), studies in zip(runs, ids, strict=True)])
+    groups = [[next(measured) for _ in system.runs] for system in systems]
+    if len(runs) == len(systems):
+        rows = _paired([group[0] for group in groups], trials, resamples, seed)
+        test, effect = _paired_test(len(shared), trials, resamples, seed), "Cohen's d_z over studies"
     else:
-        test, effect, rows = (
-            *_paired_texts(len(shared), trials, resamples, seed),
-            _paired(measured, trials, resamples, seed),
-        )
+        rows = _over_runs(groups, keys, alternative)
+        test, effect = _welch_test(alternative), "Hedges' g over runs"
+    if len(systems) > 2:
+        notes.append(f"Holm's p allows for {len(systems) - 1} systems against one baseline, metric by metric.")
+    notes.append("No p allows for looking at several metrics.")
+    names = [system.name for system in systems]
     found = {key: dict(zip(names, _adjusted(rows[key]), strict=True)) for key in keys}
-    notes += [f"p (Holm) allows for {len(systems) - 1} systems against one baseline in a metric; not for many metrics."]
-    return Comparison(first.protocol, first.version, len(shared), names[0], test, effect, found, tuple(notes))
+    table = runs[0][1].table
+    return Comparison(table.protocol, table.version, len(shared), names[0], test, effect, found, tuple(notes))
 
 
 def _check_protocols(runs: Sequence[tuple[str, Run]]) -> None:
@@ -245,9 +246,9 @@ def _paired(
     for other in others:
         found = paired_differences(other, baseline, resamples=resamples, trials=trials, seed=seed)
         for key, each in found.items():
-            rows[key] = rows[key] or [Entry(each.value_b, each.ci95_b, None, 1)]
-            entry = Entry(each.value_a, each.ci95_a, None, 1, each.difference, each.ci95, each.p, None, each.effect)
-            rows[key].append(entry)
+            rows[key] = rows[key] or [Entry(each.value_b, each.ci95_b, None, (each.value_b,))]
+            measured = (each.value_a, each.ci95_a, None, (each.value_a,))
+            rows[key].append(Entry(*measured, each.difference, each.ci95, each.p, None, each.effect))
     return rows
 
 
@@ -256,14 +257,18 @@ def _over_runs(
 ) -> dict[str, list[Entry]]:
     rows = {}
     for key in keys:
-        baseline, *others = [
-            [float(run[key].aggregate(run[key].table.sum(0), len(run[key].table))) for run in runs] for runs in systems
-        ]
-        against = [welch(values, baseline, alternative) for values in others]
-        rows[key] = [Entry(against[0].mean_b, None, against[0].sd_b, against[0].n_b)] + [
-            Entry(w.mean_a, None, w.sd_a, w.n_a, w.difference, w.ci95, w.p, None, w.effect, w.warning) for w in against
+        baseline, *others = [tuple(_value(run[key]) for run in runs) for runs in systems]
+        tests = [welch(values, baseline, alternative) for values in others]
+        rows[key] = [Entry(tests[0].mean_b, None, tests[0].sd_b, baseline)]
+        rows[key] += [
+            Entry(w.mean_a, None, w.sd_a, values, w.difference, w.ci95, w.p, None, w.effect, w.warning)
+            for values, w in zip(others, tests, strict=True)
         ]
     return rows
+
+
+def _value(measured: Measured) -> float:
+    return float(measured.aggregate(measured.table.sum(0), len(measured.table)))
 
 
 def _adjusted(entries: Sequence[Entry]) -> list[Entry]:
@@ -273,60 +278,106 @@ def _adjusted(entries: Sequence[Entry]) -> list[Entry]:
     return [entry if entry.p is None else replace(entry, p_holm=next(adjusted)) for entry in entries]
 
 
-def _paired_texts(n: int, trials: int, resamples: int, seed: int) -> tuple[str, str]:
+def _paired_test(n: int, trials: int, resamples: int, seed: int) -> str:
     swaps = f"all {2**n} swaps" if 2**n <= trials else f"{trials:,} random swaps"
     intervals = f"95 % percentile bootstrap over {n} studies, {resamples:,} resamples"
-    return f"paired permutation test, two-sided, {swaps}; {intervals}; seed {seed}", "Cohen's d_z over studies"
+    return f"paired permutation test, two-sided, {swaps}; {intervals}; seed {seed}"
 
 
-def _welch_texts(alternative: Alternative) -> tuple[str, str]:
+def _welch_test(alternative: Alternative) -> str:
     side = "two-sided" if alternative == "two-sided" else f"one-sided ({alternative} than the baseline)"
-    return f"Welch's t-test over runs, {side}; ± is the standard deviation over runs (ddof 1)", "Hedges' g over runs"
+    return f"Welch's t-test over runs, {side}; ± is the standard deviation over runs (ddof 1)"
+
+
+# Classes
+
+
+def class_f1(systems: Sequence[System], metric: str) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
+    """F1 of each class that a metric of labels averages, for `plots.plot_classes`.
+
+    Args:
+        systems: Of the same protocol, on the same studies; over several runs F1 is their mean.
+        metric: A key such as `chexbert_14_micro_f1`.
+
+    Returns:
+        Class → system → F1, and class → how many references have it.
+
+    Raises:
+        UsageError: The metric has no classes.
+        DataFault: A system's table lacks the metric.
+    """
+    rules = PROTOCOLS[systems[0].runs[0].table.protocol].metrics.get(metric)
+    if rules is None or rules.corpus is None or not rules.corpus.labels:
+        raise UsageError(f"{metric} has no classes")
+    labels = rules.corpus.labels
+    found: dict[str, dict[str, float]] = {label: {} for label in labels}
+    for system in systems:
+        sums = np.array([run.table.metric(metric)[0].sum(0).reshape(3, -1) for run in system.runs])
+        right, wrong, missed = sums.swapaxes(0, 1)  # (run, label) each
+        f1 = 2 * right / np.maximum(2 * right + wrong + missed, 1)
+        for label, value in zip(labels, f1.mean(0).tolist(), strict=True):
+            found[label][system.name] = value
+    right, _, missed = systems[0].runs[0].table.metric(metric)[0].sum(0).reshape(3, -1)
+    return found, {label: int(count) for label, count in zip(labels, right + missed, strict=True)}
 
 
 # Showing
 
 
 def show(comparison: Comparison, console: Console | None = None) -> None:
-    """Prints a comparison: a block of lines for each metric, one for each system.
+    """Prints a comparison: a block for each metric, in it a line for each system.
 
     Args:
         comparison: What `compare` returned.
         console: Where to print; the screen by default.
     """
     console = console or Console()
+    names = list(next(iter(comparison.metrics.values())))
+    letters = dict(zip(names, _letters(), strict=False))  # long names would push the figures off the screen
     title = f"{comparison.n} studies, protocol {comparison.protocol} (version {comparison.version})"
-    table = Table(title=f"Against {comparison.baseline}: {title}", title_justify="left", title_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("system", overflow="fold")
-    for name in ("value", "difference", "p", "p (Holm)", comparison.effect.split(" over")[0]):
-        table.add_column(name, justify="right", no_wrap=True)
+    console.print(title, style="bold", highlight=False)
+    for name in names:
+        baseline = " (baseline)" if name == comparison.baseline else ""
+        console.print(f"{letters[name]}  {name}{baseline}", highlight=False, markup=False)
     labels = PROTOCOLS[comparison.protocol].metrics
+    console.print(_table(show_header=True))
     for key, entries in comparison.metrics.items():
+        console.print(labels[key].label, style="bold", highlight=False)
+        table = _table(show_header=False)
         for name, entry in entries.items():
-            label = labels[key].label if name == comparison.baseline else ""
-            table.add_row(label, name, *_cells(entry), end_section=name == list(entries)[-1])
-    console.print(table)
+            table.add_row(letters[name], *_cells(entry))
+        console.print(table)
     console.print(f"Test: {comparison.test}. Effect: {comparison.effect}.", highlight=False)
     for note in comparison.notes:
         console.print(note, highlight=False)
-    warnings = dict.fromkeys(
-        f"{name}: {entry.warning}."
-        for row in comparison.metrics.values()
-        for name, entry in row.items()
-        if entry.warning
-    )
-    for warning in warnings:
-        console.print(warning, style="yellow", highlight=False)
+    every = [(name, entry.warning) for row in comparison.metrics.values() for name, entry in row.items()]
+    for name, warning in dict.fromkeys(every):
+        if warning:
+            console.print(f"{letters[name]}: {warning}.", style="yellow", highlight=False)
+
+
+_COLUMNS = (("", 2), ("value", 23), ("difference", 26), ("p", 6), ("Holm p", 6), ("effect", 6))
+
+
+def _table(show_header: bool) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_header=show_header)
+    for heading, width in _COLUMNS:
+        table.add_column(heading, min_width=width, justify="right" if heading else "left", no_wrap=True)
+    return table
+
+
+def _letters() -> Iterator[str]:
+    """A, B, …, Z, A2, B2, …"""
+    return (f"{letter}{'' if turn == 1 else turn}" for turn in itertools.count(1) for letter in string.ascii_uppercase)
 
 
 def _cells(entry: Entry) -> list[str]:
-    spread = f" ± {entry.sd:.4f} ({entry.runs})" if entry.sd is not None else ""
+    spread = f" ± {entry.sd:.4f} ({len(entry.values)})" if entry.sd is not None else ""
     value = f"{entry.value:.4f}{spread}{_interval(entry.ci95)}"
     if entry.difference is None:
-        return [value, "baseline", "", "", ""]
-    numbers = [f"{x:{form}}" if x is not None else "–" for x, form in
-               ((entry.p, ".4f"), (entry.p_holm, ".4f"), (entry.effect, "+.2f"))]  # fmt: skip
+        return [value]
+    tests = ((entry.p, ".4f"), (entry.p_holm, ".4f"), (entry.effect, "+.2f"))
+    numbers = ["–" if number is None else f"{number:{form}}" for number, form in tests]
     return [value, f"{entry.difference:+.4f}{_interval(entry.difference_ci95, '+')}", *numbers]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.command import UsageError
+from zoo.leaderboard.submission import read_submission
 from zoo.metrics.per_study import StudyTable, read_table
 from zoo.metrics.protocols import PROTOCOLS
 
@@ -65,6 +66,8 @@ def load_run(path: Path, protocol: str | None = None) -> Run:
     if path.is_dir():
         hashed = (path / "submission.json").is_file()
         if (path / "per_study.csv").is_file():
+            if hashed:
+                read_submission(path)  # refuses one that does not agree with itself
             references = {} if hashed else _references(path / "predictions.jsonl")
             return Run(read_table(path / "per_study.csv"), str(path), hashed, references)
         if hashed or not (path / "predictions.jsonl").is_file():
@@ -149,8 +152,3 @@ def _references(path: Path) -> dict[str, str]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def hashed_id(study: str) -> str:
-    """What a study is called in a submission."""
-    return hashlib.sha256(study.encode("utf-8")).hexdigest()[:16]
