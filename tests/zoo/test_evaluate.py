@@ -14,8 +14,15 @@ from zoo.evaluate import main
 from zoo.metrics import engine
 from zoo.metrics.engine import evaluate
 from zoo.metrics.pairs import MetricUnavailable, Pairs
+from zoo.metrics.per_study import read_table
 
-KEYS = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor", "cider"}
+TEXT = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor", "cider"}
+LABELS = {
+    f"radbert_ct_18_{average}_{figure}"
+    for average in ("micro", "macro", "weighted", "samples")
+    for figure in ("precision", "recall", "f1")
+}
+KEYS = TEXT | LABELS
 GOOD = [
     ("a", "No nodule is seen.", "A nodule is seen."),
     ("b", "Heart is normal, lungs are clear.", "Heart is normal."),
@@ -39,6 +46,13 @@ def test_json_and_table(tmp_path, capsys):
     for key, entry in result["metrics"].items():
         assert (entry["protocol"], entry["version"]) == ("reg2rg", 1)
         assert 0 <= entry["value"] <= (10 if key == "cider" else 1)
+        low, high = entry["ci95"]
+        assert low <= entry["value"] <= high
+    table = read_table(tmp_path / "out" / "scores.per_study.csv")
+    assert table.ids == ["a", "b"]
+    sums, aggregate = table.metric("bleu_1")
+    assert aggregate(sums.sum(0), 2) == result["metrics"]["bleu_1"]["value"]
+    assert "nodule" not in (tmp_path / "out" / "scores.per_study.csv").read_text()
     # By hand: (4 + 1) / (5 + 1), and (4 + 1) / (4 + 1) at half the reference's length.
     assert result["metrics"]["bleu_1"]["value"] == pytest.approx((5 / 6 + math.exp(-1)) / 2)
     assert "BLEU-4" in capsys.readouterr().out
@@ -165,7 +179,7 @@ def test_a_failing_metric_leaves_the_others(monkeypatch):
     protocol = dataclasses.replace(engine.PROTOCOLS["reg2rg"], metrics=metrics)
     monkeypatch.setattr(engine, "PROTOCOLS", {"reg2rg": protocol})
     result = evaluate(["a b"], ["a b"], ["1"])
-    assert set(result["metrics"]) == KEYS - {"rouge_1", "meteor"}
+    assert set(result["metrics"]) == TEXT - {"rouge_1", "meteor"}
     assert result["skipped"]["rouge_1"]["status"] == "failed"
     assert "no luck" in result["skipped"]["rouge_1"]["reason"]
     assert result["skipped"]["meteor"] == {

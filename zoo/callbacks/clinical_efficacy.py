@@ -21,6 +21,7 @@ from zoo.metrics.pairs import Tools, default_cache
 from zoo.metrics.per_study import write_table_of
 from zoo.metrics.protocols import PROTOCOLS
 from zoo.metrics.run import Scoring, quick_metrics, run_metrics
+from zoo.metrics.table import absent_metrics
 from zoo.run_directory import RunDirectory, atomic_write
 
 Said = dict[str, Any]  # a Report without its evidence, as plain data
@@ -135,8 +136,8 @@ class ClinicalEfficacy(L.Callback):
         numbers = {f"{split}/{key}": entry["value"] for key, entry in result["metrics"].items()} if result else {}
         numbers = trainer.strategy.broadcast(numbers)  # every process logs, so that a checkpoint may monitor them
         pl_module.log_dict(numbers)
-        for key, entry in (result or {"skipped": {}})["skipped"].items():
-            rank_zero_info(f"{split}/{key} is absent: {entry['reason']}; {entry['how_to']}")
+        for (reason, how_to), names in (absent_metrics(result) if result else {}).items():
+            rank_zero_info(f"{split}: {', '.join(names)} absent: {reason}; {how_to}")
 
 
 def _write(run: RunDirectory, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:

@@ -124,17 +124,22 @@ def attempt(metric: Metric, pairs: Pairs) -> Score | dict[str, Any]:
 
 def summaries(scores: dict[str, Score], protocol: Protocol, resamples: int = 0) -> dict[str, Any]:
     """Each metric's entry: its value, 95 % interval, standard deviation over studies, overall value, and protocol."""
-    tables = {key: _statistics(score) for key, score in scores.items()}
-    ends = np.cumsum([0, *(table.shape[1] for table in tables.values())])
+    corpora = {key: protocol.metrics[key].corpus for key in scores}
+    names = {key: key if corpus is None else f"{corpus.name}." for key, corpus in corpora.items()}
+    tables = {names[key]: _statistics(score) for key, score in scores.items()}  # shared statistics once
     n = len(next(iter(tables.values()))) if tables else 0
-    sums = resample_sums(np.concatenate(list(tables.values()), axis=1), resamples) if n > 1 and resamples else None
+    resampled: dict[str, np.ndarray] = {}
+    if n > 1 and resamples:
+        ends = np.cumsum([table.shape[1] for table in tables.values()])[:-1]
+        sums = resample_sums(np.concatenate(list(tables.values()), axis=1), resamples)
+        resampled = dict(zip(tables, np.split(sums, ends, axis=1), strict=True))
     result = {}
-    for place, (key, score) in enumerate(scores.items()):
-        corpus = protocol.metrics[key].corpus
+    for key, score in scores.items():
+        corpus, name = corpora[key], names[key]
         aggregate = mean if corpus is None else _of_sums(corpus.formula)
-        entry: dict[str, Any] = {"value": float(aggregate(tables[key].sum(0), n))}
+        entry: dict[str, Any] = {"value": float(aggregate(tables[name].sum(0), n))}
         if resamples:
-            interval = None if sums is None else bootstrap_ci(sums[:, ends[place] : ends[place + 1]], aggregate, n)
+            interval = bootstrap_ci(resampled[name], aggregate, n) if resampled else None
             entry["ci95"] = None if interval is None else list(interval)
         if score.values is not None:
             entry["std"] = float(score.values.std())

@@ -7,15 +7,23 @@ depending on them. `docs/protocols.md` explains each one, its source and what it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from zoo.metrics import nlg
+from zoo.metrics.bertscore import DISTILBERT, ROBERTA_LARGE, Encoder, bertscore
+from zoo.metrics.chexbert import Uncertain, chexbert_metrics
+from zoo.metrics.labels import Scored
 from zoo.metrics.meteor_nltk import meteor
 from zoo.metrics.pairs import Corpus, Pairs, Score, Tokenise
+from zoo.metrics.ptb import tokenise_ptb
+from zoo.metrics.radbert_ct import radbert_metrics
+from zoo.metrics.radgraph import Level, radgraph
+from zoo.metrics.rules14 import rules14_metrics
 from zoo.metrics.tokenise import (
     clean_r2gen,
     one_line,
@@ -107,11 +115,51 @@ def _cider(tokenise: Tokenise, tokens: str) -> dict[str, Metric]:
     return {"cider": Metric("CIDEr", partial(nlg.cider, tokenise=tokenise), how)}
 
 
-_METEOR_NLTK = {
-    "meteor": Metric(
-        "METEOR", meteor, "NLTK (alpha 0.9, beta 3, gamma 0.5), WordNet 3.0; mean over studies", cheap=False
-    )
-}
+_NLTK = "NLTK (alpha 0.9, beta 3, gamma 0.5), WordNet 3.0; mean over studies"
+_METEOR_NLTK = {"meteor": Metric("METEOR", meteor, _NLTK, cheap=False)}
+
+
+def _bertscore(encoder: Encoder, settings: str) -> dict[str, Metric]:
+    kinds: dict[Literal["p", "r", "f1"], str] = {"p": "precision", "r": "recall", "f1": "F1"}
+    how = f"{settings}; mean over studies"
+    return {
+        f"bertscore_{which}": Metric(
+            f"BERTScore {name}", partial(bertscore, encoder=encoder, which=which), how, cheap=False
+        )
+        for which, name in kinds.items()
+    }
+
+
+def _labels(found: Mapping[str, Scored], name: str, how: str) -> dict[str, Metric]:
+    return {
+        key: Metric(f"{name} {_averaged(key)}", score, how, cheap=False, corpus=corpus)
+        for key, (score, corpus) in found.items()
+    }
+
+
+def _averaged(key: str) -> str:
+    average, figure = key.rsplit("_", 2)[-2:]
+    return f"{average}-{figure.replace('f1', 'F1')}"
+
+
+def _chexbert(uncertain: Uncertain, sizes: Sequence[Literal[14, 5]] = (14, 5)) -> dict[str, Metric]:
+    counts_as = f"uncertain counts as {uncertain}; No Finding is one of the 14"
+    return {
+        key: metric
+        for size in sizes
+        for key, metric in _labels(
+            chexbert_metrics(size, uncertain), f"CheXbert-{size}", f"CheXbert on both texts; {counts_as}"
+        ).items()
+    }
+
+
+def _radgraph() -> dict[str, Metric]:
+    how = "RadGraph-XL on both texts; F1 of sets, tokens as written (radgraph 0.1.18 of PyPI); mean over studies"
+    levels: tuple[Level, ...] = ("simple", "partial", "complete")
+    return {
+        f"radgraph_{level}": Metric(f"RadGraph {level}", partial(radgraph, level=level), how, cheap=False)
+        for level in levels
+    }
 
 
 # Reg2RG
@@ -151,6 +199,11 @@ REG2RG = Protocol(
         **{f"rouge_{n.lower()}": _rouge_reg2rg_metric(n) for n in "12L"},
         **_METEOR_NLTK,
         **_cider(tokenise_spaces, SPACES),
+        **_labels(
+            radbert_metrics(),
+            "RadBERT-CT-18",
+            "CT-CLIP's RadBERT classifier on both texts, 18 labels, probability at least 0.5; the paper prints micro",
+        ),
     },
     printed_scale=100,
 )  # fmt: skip
@@ -166,6 +219,9 @@ REGIONFORMER = Protocol(
         **_bleu_coco(tokenise_spaces, SPACES, "spaces"),
         **_rouge_f1(stemmed=True, which="L"),
         **_cider(tokenise_spaces, SPACES),
+        **_bertscore(DISTILBERT, "distilbert-base-uncased, layer 5, no idf, rescaled with bert-score's baseline"),
+        **_chexbert("positive", (5, 14)),
+        **_radgraph(),
     },
     printed_scale=100,
 )
@@ -178,10 +234,11 @@ ASARG = Protocol(
     prepare=one_line,
     preparation=ONE_LINE,
     metrics={
-        **_bleu_coco(tokenise_spaces, PTB, "ptb"),
+        **_bleu_coco(tokenise_ptb, PTB, "ptb"),
         **_METEOR_NLTK,
-        **_rouge_coco(tokenise_spaces, PTB),
-        **_cider(tokenise_spaces, PTB),
+        **_rouge_coco(tokenise_ptb, PTB),
+        **_cider(tokenise_ptb, PTB),
+        **_chexbert("positive", (14,)),
     },
 )
 
@@ -203,6 +260,7 @@ OVERLAY = Protocol(
             for n in range(1, 5)
         },
         **_rouge_f1(stemmed=False),
+        **_bertscore(ROBERTA_LARGE, "roberta-large, layer 17, no idf, not rescaled"),
     },
 )
 
@@ -214,9 +272,9 @@ COCO = Protocol(
     prepare=one_line,
     preparation=ONE_LINE,
     metrics={
-        **_bleu_coco(tokenise_spaces, PTB, "ptb"),
-        **_rouge_coco(tokenise_spaces, PTB),
-        **_cider(tokenise_spaces, PTB),
+        **_bleu_coco(tokenise_ptb, PTB, "ptb"),
+        **_rouge_coco(tokenise_ptb, PTB),
+        **_cider(tokenise_ptb, PTB),
     },
 )
 
@@ -232,6 +290,7 @@ R2GEN = Protocol(
         **_bleu_coco(tokenise_spaces, _R2GEN_WORDS, "spaces"),
         **_rouge_coco(tokenise_spaces, _R2GEN_WORDS),
         **_cider(tokenise_spaces, _R2GEN_WORDS),
+        **_chexbert("negative", (14, 5)),
     },
 )
 
@@ -245,6 +304,9 @@ RADEVAL = Protocol(
     metrics={
         **_bleu_coco(tokenise_spaces, SPACES, "spaces"),
         **_rouge_f1(stemmed=True),
+        **_bertscore(DISTILBERT, "distilbert-base-uncased, layer 5, no idf, rescaled with bert-score's baseline"),
+        **_chexbert("positive", (14, 5)),
+        **_radgraph(),
     },
 )
 
@@ -255,7 +317,7 @@ RULES14 = Protocol(
     certain=True,
     prepare=one_line,
     preparation=ONE_LINE,
-    metrics={},
+    metrics=_labels(rules14_metrics(), "rules14", "this project's phrases on both texts; uncertain counts as positive"),
 )
 
 PROTOCOLS: Mapping[str, Protocol] = {

@@ -21,7 +21,7 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     console = console or Console()
     console.print(_title(result, "Reports"), style="bold", highlight=False)
     console.print(_main_table(result))
-    for (reason, how_to), absent in _absent(result).items():
+    for (reason, how_to), absent in absent_metrics(result).items():
         advice = f"{' · '.join(absent)} absent: {reason}. To have it: {how_to}."
         console.print(advice, style="yellow", highlight=False)
     if result.get("regions"):
@@ -40,7 +40,7 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
         )
 
 
-def _absent(result: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
+def absent_metrics(result: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
     """Reason and advice → the metrics that are absent for it; a labeller's averages are named once."""
     found: dict[tuple[str, str], list[str]] = {}
     for key, entry in result["skipped"].items():
@@ -55,7 +55,9 @@ def _absent(result: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
 def label(key: str, result: Mapping[str, Any]) -> str:
     """A metric's name for people."""
     metrics = PROTOCOLS[result["protocol"]].metrics
-    return metrics[key].label if key in metrics else key.replace("phantom_findings", "findings").replace("_", " ").replace(" f1", " F1")
+    if key in metrics:
+        return metrics[key].label
+    return key.replace("phantom_findings", "findings").replace("_", " ").replace(" f1", " F1")
 
 
 def _title(result: Mapping[str, Any], what: str) -> str:
