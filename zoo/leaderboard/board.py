@@ -19,7 +19,8 @@ UNKNOWN = "unknown"  # the protocol of a paper that does not say how it scored
 NOTHING = {"", "-", "–", "—", "n/a", "N/A"}  # what papers print where there is no figure
 _PRINTED = re.compile(r"\s*([-+−]?\d*\.?\d+)\s*%?\s*(?:±\s*(\d*\.?\d+))?\s*[^\d.±]*")
 _PAPER_FIELDS = {"id", "short", "title", "venue", "year", "url"}
-_OVERRIDES = {"protocol", "protocol_inferred", "protocol_note", "n", "n_inferred", "split", "split_note", "doubts", "subset"}  # fmt: skip
+_OVERRIDES = {"protocol", "protocol_inferred", "protocol_note", "n", "n_inferred", "split", "split_note", "doubts",
+              "subset"}  # fmt: skip
 _TABLE_FIELDS = _OVERRIDES | {"table", "what", "dataset", "protocol_version", "scale", "columns", "rows"}
 _ROW_FIELDS = _OVERRIDES | {"method", "figures", "marks", "note", "group", "method_id", "recompute"}
 
@@ -122,7 +123,7 @@ class Row:
 
     @property
     def table_key(self) -> tuple[Any, ...]:
-        """What decides in which of our tables the row stands; rows of one part of the report share one with the others'."""
+        """What decides in which of our tables the row stands; all parts of the report (regions) share one."""
         known = {**self.identity, "part of the report": self.subset is not None, "number of studies": None}
         return tuple(known.values())
 
@@ -164,16 +165,23 @@ def load_board(folders: Sequence[Path] = ()) -> list[Row]:
     rows: list[Row] = []
     for path in sorted((HOME / "reported").glob("*.yaml")):
         rows += reported(path)
-    found = [*(HOME / "measured").glob("*/submission.json")]
     for folder in folders:
         if not folder.is_dir():
             raise DataFault(f"{folder}: there is no such folder; give one that holds submissions")
         for path in sorted(folder.glob("*.yaml")):
             rows += reported(path)
-        found += [folder / "submission.json"] if (folder / "submission.json").is_file() else folder.glob("*/submission.json")
-    for path in sorted(dict.fromkeys(path.resolve() for path in found)):
-        rows += rows_of(path.parent)
+    for folder in submission_folders(folders):
+        rows += rows_of(folder)
     return _unique(rows)
+
+
+def submission_folders(folders: Sequence[Path] = ()) -> list[Path]:
+    """Every submission: what ships with the package, and each of `folders`, be it one or a folder of some."""
+    found = [*(HOME / "measured").glob("*/submission.json")]
+    for folder in folders:
+        own = folder / "submission.json"
+        found += [own] if own.is_file() else folder.glob("*/submission.json")
+    return sorted(dict.fromkeys(path.resolve().parent for path in found))
 
 
 def _unique(rows: list[Row]) -> list[Row]:
@@ -198,8 +206,10 @@ def protocol_version(protocol: str) -> int | None:
 
     if protocol == UNKNOWN:
         return None
-    beside: dict[str, int] = {str(entry["protocol"]): int(entry["version"]) for entry in (RECOGNITION, PHANTOM_FINDINGS)}
-    return beside[protocol] if protocol in beside else PROTOCOLS[protocol].version
+    beside = {entry["protocol"]: entry["version"] for entry in (RECOGNITION, PHANTOM_FINDINGS)}
+    if protocol in beside:
+        return int(str(beside[protocol]))
+    return PROTOCOLS[protocol].version
 
 
 def reported(path: Path) -> list[Row]:
@@ -216,7 +226,7 @@ def reported(path: Path) -> list[Row]:
         raise DataFault(f"{path}: must hold `paper` and `tables`, nothing else")
     paper = content["paper"]
     _expect(path, "paper", paper, {"id", "short"}, _PAPER_FIELDS)
-    rows = []
+    rows: list[Row] = []
     for table in content["tables"]:
         _expect(path, f"table {table.get('table')}", table, {"table", "dataset", "columns", "rows"}, _TABLE_FIELDS)
         for number, row in enumerate(table["rows"], 1):
@@ -234,7 +244,9 @@ def _expect(path: Path, place: str, found: Any, needed: set[str], known: set[str
         raise DataFault(f"{path}, {place}: not a mapping")
     if needed - set(found) or set(found) - known:
         lacking, strange = ", ".join(sorted(needed - set(found))), ", ".join(sorted(set(found) - known))
-        raise DataFault(f"{path}, {place}: {f'lacks {lacking}; ' * bool(lacking)}{f'unknown: {strange}' * bool(strange)}")
+        raise DataFault(
+            f"{path}, {place}: {f'lacks {lacking}; ' * bool(lacking)}{f'unknown: {strange}' * bool(strange)}"
+        )
 
 
 def _reported_row(paper: Mapping[str, Any], table: Mapping[str, Any], row: Mapping[str, Any], name: str) -> Row:
@@ -313,9 +325,10 @@ def _decimals(number: Decimal) -> int:
 
 
 def select(rows: Iterable[Row], **wanted: str | bool | None) -> Iterator[Row]:
-    """The rows that agree with all filters: `dataset`, `protocol` (`id` or `id@version`), `status`, `method`, `phantom`.
+    """The rows that agree with all filters.
 
-    Text is compared without case; `method` may be a part of the name.
+    They are `dataset`, `protocol` (`id` or `id@version`), `status`, `method` and `phantom`. Text is compared without
+    case; `method` may be a part of the name.
     """
     for row in rows:
         own = {

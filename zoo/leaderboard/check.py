@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.study import DataFault
-from zoo.leaderboard.submission import ENTRY, FILES, FORMAT, NEVER, REASONS, sha256, table_columns
+from zoo.leaderboard.submission import ENTRY, FILES, FORMAT, NEVER, REASONS, sha256
 
 if TYPE_CHECKING:
     from zoo.metrics.per_study import StudyTable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-9
 BESIDE = ("region_recognition", "phantom_findings")  # protocols of figures that a run has beside its texts'
 _KEYS_BESIDE = re.compile(r"region_(precision|recall|f1)|phantom_findings_(micro|macro)_(precision|recall|f1)")
-_SHORT = re.compile(r"\w[\w .,;+()&%°'±=@/-]{0,79}")  # a name; nothing that a report could hide in
+_SHORT = re.compile(r"[\w+][\w .,;+()&%°'±=@/-]{0,79}")  # a name; nothing that a report could hide in
 _WORDS = 10
 _HEX = {"config_sha256": 64, "data_fingerprint": 64, "predictions_sha256": 64, "per_study_sha256": 64, "git_commit": 40}
 _TOP = {"format", "name", "method", "dataset", "split", "phantom", "status", "protocol", "version", "n",
@@ -58,7 +58,11 @@ def check(folder: Path, name: str | None = None) -> tuple[list[str], list[str]]:
         table = read_table(folder / "per_study.csv")
     except DataFault as fault:
         return [str(fault)], []
-    faults = [*_table_faults(content, table, rules), *_figure_faults(content, table), *_class_faults(content, table, rules)]
+    faults = [
+        *_table_faults(content, table, rules),
+        *_figure_faults(content, table),
+        *_class_faults(content, table, rules),
+    ]
     beside = [key for key, entry in content["metrics"].items() if entry["protocol"] != rules.id]
     beside += [f"{key} (overall)" for key, entry in content["metrics"].items() if "overall" in entry]
     return faults, beside + [part for part in ("baselines", "regions") if content.get(part)]
@@ -75,6 +79,11 @@ def outer_faults(folder: Path, content: Mapping[str, Any], name: str) -> list[st
     faults += _fields("submission.json", content, _TOP, _OPTIONAL)
     if faults:
         return faults
+    words = [
+        key for key in ("name", "method", "dataset", "split", "status", "protocol") if not isinstance(content[key], str)
+    ]
+    if words:
+        return [f"{', '.join(words)}: not a text"]
     if content["name"] != name:
         faults.append(f"name {content['name']!r}: must be the folder's, {name!r}")
     if content["status"] not in STATUSES[1:]:
@@ -87,6 +96,8 @@ def outer_faults(folder: Path, content: Mapping[str, Any], name: str) -> list[st
     rules = PROTOCOLS.get(content["protocol"])
     if rules is None:
         return [*faults, f"protocol {content['protocol']!r}: there is none; there are {', '.join(PROTOCOLS)}"]
+    if rules.id == NEVER:
+        faults.append(f"protocol {NEVER}: its figures stay off the leaderboard")
     if isinstance(content["version"], int) and content["version"] > rules.version:
         faults.append(f"version {content['version']} of {rules.id}: this program knows version {rules.version}")
     for part in ("metrics", "skipped", "provenance", "classes", "baselines", "regions"):
@@ -103,8 +114,8 @@ def _texts(found: Any, place: str) -> Iterator[str]:
     """Strings and keys that are no short name: where a report's text or a path could be."""
     if isinstance(found, dict):
         for key, value in found.items():
-            yield from _texts(key, f"a name in {place}")
-            yield from _texts(value, f"{place}: {key[:40]}")
+            faults = list(_texts(key, f"a name in {place}"))  # which is not quoted: it may be a text
+            yield from faults or _texts(value, f"{place}: {key}")
     elif isinstance(found, list):
         for value in found:
             yield from _texts(value, place)
@@ -141,9 +152,14 @@ def _inner(content: Mapping[str, Any], rules: Protocol) -> Iterator[str]:
         yield from _fields(f"region {key}", entry, ("n", "recognition", "metrics"))
         yield from _fields(f"region {key} recognition", entry["recognition"], (), _RECOGNITION)
         yield from _metric_fields(f"region {key}", entry["metrics"], rules, content["version"])
-    yield from _fields("provenance", content["provenance"], _PROVENANCE)
+    made = content["provenance"]
+    yield from _fields("provenance", made, _PROVENANCE)
+    if not all(isinstance(version, str) for version in made["environment"].values()):
+        yield "provenance environment: not versions of packages"
+    if not isinstance(made["seed"], int | None) or made["created_from"] not in ("run", "predictions"):
+        yield "provenance: seed must be a number, created_from run or predictions"
     for key, length in _HEX.items():
-        found = content["provenance"].get(key)
+        found = made.get(key)
         if found is not None and not (isinstance(found, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", found)):
             yield f"provenance {key}: not {length} hexadecimal digits"
 
@@ -210,7 +226,9 @@ def _figure_faults(content: Mapping[str, Any], table: StudyTable) -> Iterator[st
         statistics, aggregate = table.metric(key)
         yield from _compare(f"{key} value", stated[key]["value"], float(aggregate(statistics.sum(0), n)))
         interval = bootstrap_ci(resample_sums(statistics), aggregate, n)
-        for end, is_, should in zip(("low", "high"), stated[key].get("ci95") or (None, None), interval or (None, None), strict=True):
+        for end, is_, should in zip(
+            ("low", "high"), stated[key].get("ci95") or (None, None), interval or (None, None), strict=True
+        ):
             yield from _compare(f"{key} ci95 {end}", is_, should)
         if "std" in stated[key] and key in table.columns:
             yield from _compare(f"{key} std", stated[key]["std"], float(table.columns[key].std()))

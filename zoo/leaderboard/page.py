@@ -10,7 +10,17 @@ from itertools import groupby
 from string import Template
 
 from zoo.leaderboard.board import STATUSES, UNKNOWN, Figure, Row
-from zoo.leaderboard.render import View, cell_text, figure_text, label_of, method_text, ranges, size_text, status_text, views
+from zoo.leaderboard.render import (
+    View,
+    cell_text,
+    figure_text,
+    label_of,
+    method_text,
+    ranges,
+    size_text,
+    status_text,
+    views,
+)
 
 
 def document(rows: Sequence[Row]) -> str:
@@ -24,8 +34,8 @@ def document(rows: Sequence[Row]) -> str:
         row = parts[0].rows[0]
         count = len({row.id for view in parts for row in view.rows})
         protocol = "protocol not stated" if row.protocol == UNKNOWN else row.protocol
-        label = f"<b>{_text(row.dataset)}</b> {_text(protocol)}{' · by region' if row.subset else ''}{' · phantom' if row.phantom else ''}"
-        links.append(f'<a href="#{anchor}">{label} ({count})</a>')
+        label = " · ".join([protocol, *["by region"] * bool(row.subset), *["phantom"] * row.phantom])
+        links.append(f'<a href="#{anchor}"><b>{_text(row.dataset)}</b> {_text(label)} ({count})</a>')
     asset = resources.files("zoo.leaderboard").joinpath
     return Template(asset("page.html").read_text("utf-8")).substitute(
         style=asset("page.css").read_text("utf-8"),
@@ -44,12 +54,21 @@ def _summary(rows: Sequence[Row]) -> str:
     counts = [f"{sum(row.status == status for row in rows)} {status}" for status in STATUSES]
     phantom = sum(row.phantom for row in rows)
     said = f"{len(rows)} rows: {', '.join(counts)}{f'; {phantom} of them on the phantom' if phantom else ''}. "
-    return said + "A table holds one dataset, split, protocol and version. Choose a method to see what may be compared with it."
+    return (
+        said
+        + "A table holds one dataset, split, protocol and version. Choose a method to see what may be compared with it."
+    )
 
 
 def _facts(row: Row) -> dict[str, object]:
     """What the page's script needs of a row."""
-    return {"identity": row.identity, "status": row.status, "phantom": row.phantom, "name": method_text(row), "source": row.source}
+    return {
+        "identity": row.identity,
+        "status": row.status,
+        "phantom": row.phantom,
+        "name": method_text(row),
+        "source": row.source,
+    }
 
 
 def _json(content: object) -> str:
@@ -107,7 +126,8 @@ def _row(view: View, row: Row, place: int, ranges_of: Mapping[str, tuple[float, 
         f'<span class="method">{_text(row.method)}</span>{variant}'
         f'<span class="from">{source}{_reference(view, row, anchor)}</span></th>'
         f'<td><span class="status">{_text(status_text(row))}</span></td>'
-        f'<td class="number" data-v="{"" if row.n is None else row.n}"><span>{_text(size_text(row))}</span></td>{cells}</tr>'
+        f'<td class="number" data-v="{"" if row.n is None else row.n}"><span>{_text(size_text(row))}</span></td>'
+        f"{cells}</tr>"
     )
 
 
@@ -140,7 +160,7 @@ def _cell(row: Row, column: str, limits: tuple[float, float] | None) -> str:
 
 
 def _bar(figure: Figure, limits: tuple[float, float] | None) -> str:
-    """The figure as a dot on its column's range, its interval as a line; spreads over studies would fill it and are left out."""
+    """The figure as a dot on its column's range, its interval as a line; a spread that would fill it is left out."""
     if limits is None:
         return ""
     low, high = limits
@@ -154,7 +174,9 @@ def _bar(figure: Figure, limits: tuple[float, float] | None) -> str:
         ends = figure.value - figure.std, figure.value + figure.std
     if ends:
         kind = "interval" if figure.ci95 else "spread"
-        line = f'<i class="{kind}" style="left:{place(ends[0])}%;width:{round(place(ends[1]) - place(ends[0]), 2)}%"></i>'
+        line = (
+            f'<i class="{kind}" style="left:{place(ends[0])}%;width:{round(place(ends[1]) - place(ends[0]), 2)}%"></i>'
+        )
     return f'<span class="bar" aria-hidden="true">{line}<b style="left:{place(figure.value)}%"></b></span>'
 
 
@@ -169,10 +191,10 @@ def _notes(view: View, anchor: str) -> str:
     legend = f'<p class="legend">{_text("; ".join(view.legend()))}</p>' if view.legend() else ""
     if not view.notes:
         return legend
-    items = "".join(
-        f'<li data-number="{number}"{" class=doubt" if number in view.doubts else ""}><span>{number}</span><span>{_text(note)}</span></li>'
-        for number, note in enumerate(view.notes, 1)
-    )
+    items = []
+    for number, note in enumerate(view.notes, 1):
+        kind = " class=doubt" if number in view.doubts else ""
+        items.append(f'<li data-number="{number}"{kind}><span>{number}</span><span>{_text(note)}</span></li>')
     counts = (("doubt", len(view.doubts)), ("note", len(view.notes) - len(view.doubts)))
     said = " and ".join(f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts if count)
-    return f'<details id="{anchor}-notes"><summary>{said}</summary><ol>{items}</ol></details>{legend}'
+    return f'<details id="{anchor}-notes"><summary>{said}</summary><ol>{"".join(items)}</ol></details>{legend}'

@@ -26,6 +26,7 @@ FAMILIES = {
     "RadBERT, 18 classes": "radbert_ct_18_",
     "RadGraph": "radgraph_",
 }
+BESIDE = {"region_": "region recognition {}", "phantom_findings_": "findings, {} (phantom's labels)"}
 LEGEND = {
     "≈": "≈ number of studies inferred, not printed",
     "°": "° protocol inferred: the paper does not state it",
@@ -78,7 +79,7 @@ def views(rows: Iterable[Row]) -> list[View]:
             parts.setdefault(suffix or (_family(column) if len(plain) > WIDE else ""), []).append(column)
         for place, (part, chosen) in enumerate(parts.items() or [("", [])]):
             shown = [row for row in group if {*row.figures, *row.absent} & {*chosen} or (not place and _is_empty(row))]
-            result.append(_view(_title(group[0]), part, shown, chosen))
+            result.append(_view(title_of(group[0]), part, shown, chosen))
     return result
 
 
@@ -107,8 +108,13 @@ def _absence_note(entry: Mapping[str, Any]) -> str:
     return known.get(entry["reason"], "n/a: the metric could not be computed")
 
 
-def _title(row: Row) -> str:
-    protocol = f"protocol not stated ({row.source})" if row.protocol == UNKNOWN else f"protocol {row.protocol} version {row.version}"
+def title_of(row: Row) -> str:
+    """Dataset, split, protocol and version: what a row's table holds."""
+    protocol = (
+        f"protocol not stated ({row.source})"
+        if row.protocol == UNKNOWN
+        else f"protocol {row.protocol} version {row.version}"
+    )
     parts = [row.dataset, row.split, protocol, *(["by region"] if row.subset else [])]
     return ("Phantom, not patients: " if row.phantom else "") + " · ".join(parts)
 
@@ -137,8 +143,10 @@ def label_of(column: str) -> str:
     for ending, prefix in (("_delta", "Δ "), ("_overall", "overall ")):
         if column.endswith(ending):
             return prefix + label_of(column.removesuffix(ending))
-    plain = column.replace("_", " ")
-    return _labels().get(column) or re.sub(r"\bf1\b", "F1", plain).replace(" ct ", " CT ")
+    for start, name in BESIDE.items():
+        if column.startswith(start):
+            return name.format(column.removeprefix(start).replace("_", " ").replace("f1", "F1"))
+    return _labels().get(column) or column.replace("_", " ").replace("f1", "F1")
 
 
 def figure_text(figure: Figure, interval: bool = True) -> str:
@@ -200,7 +208,9 @@ def _print_section(view: View, rows: list[Row], columns: Sequence[str], first: i
     from rich.table import Table
 
     first_block = columns[:1] == list(view.columns[:1])
-    shown = [row for row in rows if any(cell_text(row, column) for column in columns) or (first_block and _is_empty(row))]
+    shown = [
+        row for row in rows if any(cell_text(row, column) for column in columns) or (first_block and _is_empty(row))
+    ]
     if not shown:
         return
     said = [rows[0].source + (f": {rows[0].what}" if rows[0].what else ""), *_uniform(rows)]
@@ -273,29 +283,30 @@ def markdown(rows: Iterable[Row]) -> str:
     """The board as Markdown."""
     lines: list[str] = []
     for view in views(rows):
-        lines += [f"### {_cell(view.title)}{f' · {view.part}' if view.part else ''}", ""]
+        lines += [f"### {markdown_cell(view.title)}{f' · {view.part}' if view.part else ''}", ""]
         heads = ["method", "from", "status", "n", *map(label_of, view.columns)]
         lines += [_line(heads), "|---|---|---|---|" + "---:|" * len(view.columns)]
         for row in view.rows:
             cells = [cell_text(row, column) for column in view.columns]
             method = method_text(row) + ranges(view.numbers[row.id])
             lines.append(_line([method, row.source, status_text(row), size_text(row), *cells]))
-        lines += ["", *(f"- [{number}] {_cell(note)}" for number, note in enumerate(view.notes, 1))]
+        lines += ["", *(f"- [{number}] {markdown_cell(note)}" for number, note in enumerate(view.notes, 1))]
         lines += [f"- {meaning}" for meaning in view.legend()] + [""]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_cell, cells))} |"
+    return f"| {' | '.join(map(markdown_cell, cells))} |"
 
 
-def _cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """Text that stays text in a Markdown table."""
     return re.sub(r"([|\\*_<>`])", r"\\\1", " ".join(text.split()))
 
 
-CSV_COLUMNS = ("id", "method", "method_id", "group", "subset", "paper", "table", "dataset", "split", "phantom", "protocol", "version",
-               "protocol_inferred", "status", "n", "n_inferred", "metric", "value", "ci95_low", "ci95_high", "std", "printed",
-               "absent", "marks", "notes", "doubts")  # fmt: skip
+CSV_COLUMNS = ("id", "method", "method_id", "group", "subset", "paper", "table", "dataset", "split", "phantom",
+               "protocol", "version", "protocol_inferred", "status", "n", "n_inferred", "metric", "value", "ci95_low",
+               "ci95_high", "std", "printed", "absent", "marks", "notes", "doubts")  # fmt: skip
 
 
 def csv_text(rows: Iterable[Row]) -> str:

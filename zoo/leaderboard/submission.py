@@ -6,13 +6,11 @@ holds each study's statistics under a hashed id. Every figure and interval can b
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +55,8 @@ def add_run(folder: Path, to: Path, name: str | None = None, **said: Any) -> Pat
         raise UsageError(f"{folder} is no finished run ({state}); finish it: python -m zoo.fit --resume {folder}")
     if not (folder / "per_study.csv").is_file():
         raise UsageError(
-            f"{folder} has no per_study.csv, which proves the figures; make it: python -m zoo.evaluate "
-            f"{files['predictions.jsonl']} --json {folder / 'per_study.json'}, or test the run again: "
-            f"python -m zoo.fit --resume {folder}"
+            f"{folder} has no per_study.csv, which proves the figures: test the run again with python -m zoo.fit "
+            f"--resume {folder}, or add {files['predictions.jsonl']} with --method, --dataset, --split and --protocol"
         )
     config = _config(files["config.yaml"])
     metrics = _json(files["metrics.json"])
@@ -129,7 +126,9 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
         "git_commit": None,
         "created_from": "predictions",
     }
-    return _write(to, name or " ".join((said["method"], said["dataset"], protocol)), content, metrics, provenance, table)
+    return _write(
+        to, name or " ".join((said["method"], said["dataset"], protocol)), content, metrics, provenance, table
+    )
 
 
 def _write(
@@ -156,19 +155,22 @@ def _write(
     record = {"format": FORMAT, "name": name, **content, **_figures_of(metrics), "provenance": {**provenance, **proof}}
     atomic_write(partial / "submission.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     faults, _ = check(partial, name)
-    if not faults and target.exists():
-        same = all((target / file).is_file() and (target / file).read_bytes() == (partial / file).read_bytes() for file in FILES)
-        faults = [] if same else [f"{target} exists and holds something else; give another name with --name"]
-    else:
-        same = False
-    if faults or same:
+    taken = target.exists()
+    same = taken and all(_content(target / file) == _content(partial / file) for file in FILES)
+    if faults or taken:
         shutil.rmtree(partial)
     if faults:
-        raise (UsageError if target.exists() else DataFault)("\n       ".join(faults))
-    if not same:
-        os.rename(partial, target)
+        raise DataFault("\n       ".join(faults))
+    if taken and not same:
+        raise UsageError(f"{target} exists and holds something else; give another name with --name")
+    if not taken:
+        partial.rename(target)
         sync_folder(to)
     return target
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _figures_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +193,9 @@ def _figures_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if not key.startswith(NEVER)
     }
     if metrics.get("baselines"):
-        result["baselines"] = {key: {"metrics": entries(value["metrics"])} for key, value in metrics["baselines"].items()}
+        result["baselines"] = {
+            key: {"metrics": entries(value["metrics"])} for key, value in metrics["baselines"].items()
+        }
     if metrics.get("regions"):
         result["regions"] = {
             key: {"n": value["n"], "recognition": value["recognition"], "metrics": entries(value["metrics"])}
@@ -203,7 +207,8 @@ def _figures_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def reason_kind(entry: Mapping[str, Any]) -> str:
     """Why a figure is absent, in one word of a closed list."""
     words = f"{entry.get('reason', '')} {entry.get('how_to', '')}".casefold()
-    return next((kind for sign, kind in REASONS.items() if sign in words), "other") if entry["status"] == "skipped" else "failed"
+    known = next((kind for sign, kind in REASONS.items() if sign in words), "other")
+    return known if entry["status"] == "skipped" else "failed"
 
 
 def hashed_id(study: str) -> str:
@@ -279,48 +284,58 @@ def read_submission(folder: Path) -> dict[str, Any]:
 def rows_of(folder: Path) -> list[Row]:
     """A submission's rows: one for each protocol among its figures, for each trivial baseline, for each region."""
     content = read_submission(folder)
-    name = content["name"]
-    common = {"paper": name, "table": None, "method_id": content.get("method_id"), "group": content.get("recipe", "")}
-    common |= {key: content[key] for key in ("dataset", "split", "status", "phantom")}
-    common["provenance"] = content["provenance"] | {"folder": str(folder)}
-    rows: list[Row] = []
-
-    def add(method: str, metrics: Mapping[str, Any], n: int | None, **more: Any) -> None:
-        found: dict[tuple[str, int], dict[str, Figure]] = {}
-        for key, entry in metrics.items():
-            own = found.setdefault((entry["protocol"], entry["version"]), {})
-            own[key] = Figure(entry["value"], entry.get("std"), tuple(entry["ci95"]) if entry.get("ci95") else None)
-            if "overall" in entry:
-                own[f"{key}_overall"] = Figure(entry["overall"])
-        for (protocol, version), figures in found.items():
-            main = protocol == content["protocol"] and not more
-            parts = [name, *(str(more[key]) for key in ("baseline", "subset") if key in more)]
-            row = {**common, **{key: value for key, value in more.items() if key != "baseline"}}
-            if "baseline" in more:
-                row |= {"method_id": None, "group": "", "provenance": {**common["provenance"], "baseline": more["baseline"]}}
-            rows.append(
-                Row(
-                    id="/".join(parts if protocol == content["protocol"] else [*parts, protocol]),
-                    method=method,
-                    protocol=protocol,
-                    version=version,
-                    n=n,
-                    figures=figures,
-                    absent=content["skipped"] if main else {},
-                    **row,
-                )
-            )
-
-    add(content["method"], content["metrics"], content["n"])
+    rows = _rows(content, folder, content["method"], content["metrics"], content["n"], absent=content["skipped"])
     for baseline, entry in content.get("baselines", {}).items():
-        add(baseline.replace("_", " "), entry["metrics"], content["n"], baseline=baseline)
+        rows += _rows(content, folder, baseline.replace("_", " "), entry["metrics"], content["n"], baseline=baseline)
+    recognised = content["metrics"].get("region_f1")
     for region, entry in content.get("regions", {}).items():
-        add(content["method"], entry["metrics"], entry["n"], subset=region)
+        rows += _rows(content, folder, content["method"], entry["metrics"], entry["n"], subset=region)
+        if recognised:
+            own = entry["recognition"]
+            rules = {key: recognised[key] for key in ("protocol", "version")}
+            named = {f"region_{key}": {"value": own[key], **rules} for key in ("precision", "recall", "f1")}
+            rows += _rows(content, folder, content["method"], named, own["tp"] + own["fn"], subset=region)
     return rows
 
 
-def table_columns(path: Path) -> Sequence[str]:
-    """The names of a per-study table's columns."""
-    with path.open(encoding="utf-8", newline="") as file:
-        next(file, None)
-        return next(csv.reader(file), [])[1:]
+def _rows(
+    content: Mapping[str, Any],
+    folder: Path,
+    method: str,
+    metrics: Mapping[str, Any],
+    n: int,
+    absent: Mapping[str, Any] | None = None,
+    baseline: str | None = None,
+    subset: str | None = None,
+) -> list[Row]:
+    """A row for each protocol among the metrics."""
+    found: dict[tuple[str, int], dict[str, Figure]] = {(content["protocol"], content["version"]): {}} if absent else {}
+    for key, entry in metrics.items():
+        own = found.setdefault((entry["protocol"], entry["version"]), {})
+        own[key] = Figure(entry["value"], entry.get("std"), tuple(entry["ci95"]) if entry.get("ci95") else None)
+        if "overall" in entry:
+            own[f"{key}_overall"] = Figure(entry["overall"])
+    parts = [part for part in (content["name"], baseline, subset) if part]
+    provenance = {**content["provenance"], "folder": str(folder), **({"baseline": baseline} if baseline else {})}
+    return [
+        Row(
+            id="/".join(parts if protocol == content["protocol"] else [*parts, protocol]),
+            method=method,
+            paper=content["name"],
+            table=None,
+            dataset=content["dataset"],
+            split=content["split"],
+            protocol=protocol,
+            version=version,
+            status=content["status"],
+            phantom=content["phantom"],
+            subset=subset,
+            n=n,
+            figures=figures,
+            absent=absent or {} if protocol == content["protocol"] else {},
+            group="" if baseline else content.get("recipe", ""),
+            provenance=provenance,
+            method_id=None if baseline else content.get("method_id"),
+        )
+        for (protocol, version), figures in found.items()
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,11 @@ class Verification:
         return [cell for cell in self.cells if cell.recomputed is not None]
 
     @property
+    def all_equal(self) -> bool:
+        """Whether something was compared, and all of it is equal."""
+        return bool(self.compared) and all(cell.equal for cell in self.compared)
+
+    @property
     def summary(self) -> str:
         """How many of them are equal, in one line."""
         equal, left = sum(cell.equal for cell in self.compared), len(self.cells) - len(self.compared)
@@ -109,7 +114,9 @@ def verify(rows: Sequence[Row], paths: Sequence[Path], console: Console | None =
             continue
         cells += [_cell(row, key, figure, result) for key, figure in row.figures.items()]
         if result and row.n is not None and not row.n_inferred and row.n != result["n"]:
-            notes.append(f"{row.source}, {_name(row)}: n is {row.n}, and {row.recompute['file']} has {result['n']} rows")
+            notes.append(
+                f"{row.source}, {_name(row)}: n is {row.n}, and {row.recompute['file']} has {result['n']} rows"
+            )
     files = {name: result["n"] for (name, _), result in results.items() if result}
     missing = tuple(sorted({row.recompute["file"] for row in able} - set(found)))
     return Verification(tuple(cells), files, missing, tuple(notes))
@@ -145,9 +152,9 @@ def _name(row: Row) -> str:
 def _cell(row: Row, key: str, figure: Figure, result: Mapping[str, Any]) -> Cell:
     """A printed cell beside the same from a score."""
     printed = figure.printed or ""
-    common = {"row": row.id, "method": _name(row), "source": row.source, "metric": key, "printed": printed}
+    cell = Cell(row.id, _name(row), row.source, key, printed)
     if not result:
-        return Cell(**common, reason="the protocol is not known")
+        return replace(cell, reason="the protocol is not known")
     base = key.removesuffix("_overall")
     entry = result["metrics"].get(base, {})
     if key in ("amount", "n"):
@@ -155,14 +162,14 @@ def _cell(row: Row, key: str, figure: Figure, result: Mapping[str, Any]) -> Cell
     else:
         value, std = entry.get("overall" if key != base else "value"), entry.get("std")
     if value is None:
-        return Cell(**common, reason=_reason(base, result))
+        return replace(cell, reason=_reason(base, result))
     if figure.std is not None and std is None:
-        return Cell(**common, reason="the protocol has no value for single studies, so no ±")
+        return replace(cell, reason="the protocol has no value for single studies, so no ±")
     ours, difference = _printed_alike(value, figure.value, figure.scale, figure.printed_digits)
     if figure.std is not None and std is not None:
         spread, other = _printed_alike(std, figure.std, figure.scale, len(printed.rpartition(".")[2]))
         ours, difference = f"{ours}±{spread}", max(difference, other, key=abs)
-    return Cell(**common, recomputed=ours, difference=difference)
+    return replace(cell, recomputed=ours, difference=difference)
 
 
 def _printed_alike(value: float, printed: float, scale: float, digits: int) -> tuple[str, float]:
@@ -200,7 +207,8 @@ def show(found: Verification, console: Console) -> None:
         console.print(escape(line), style="yellow", highlight=False)
     differing = [cell for cell in found.compared if not cell.equal]
     for cell in differing:
-        said = f"differs: {cell.source}, {cell.method}, {label_of(cell.metric)}: printed {cell.printed}, recomputed {cell.recomputed}"
+        where = f"{cell.source}, {cell.method}, {label_of(cell.metric)}"
+        said = f"differs: {where}: printed {cell.printed}, recomputed {cell.recomputed}"
         console.print(escape(said), style="bold red", highlight=False)
     console.print(found.summary, style="bold green" if not differing else "bold red", highlight=False)
 
