@@ -249,11 +249,15 @@ def _read(network: Any, texts: Sequence[str]) -> list[Annotation]:
         DataFault: The package has left a text out.
     """
     import torch
+    from radgraph.utils import preprocess_reports
 
-    # The package's data loader takes a random number; it warns of texts of one word.
+    # The package drops what looks like an escaped line break, and stops at a text of nothing else.
+    worded = [text for text in texts if preprocess_reports([text], network.model_type)[0]["sentences"][0]]
+    # Its data loader takes a random number, and it warns of texts of one word.
     with torch.inference_mode(), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        told = network(list(texts))
-    left_out = [place for place in range(len(texts)) if str(place) not in told]
+        told = network(worded) if worded else {}
+    left_out = [place for place in range(len(worded)) if str(place) not in told]
     if left_out:
-        raise DataFault(f"package radgraph could not annotate {len(left_out)} of {len(texts)} texts")
-    return [told[str(place)]["entities"] for place in range(len(texts))]
+        raise DataFault(f"package radgraph could not annotate {len(left_out)} of {len(worded)} texts")
+    entities = {text: told[str(place)]["entities"] for place, text in enumerate(worded)}
+    return [entities.get(text, {}) for text in texts]
