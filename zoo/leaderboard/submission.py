@@ -101,7 +101,6 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
     from zoo.metrics.engine import evaluate
     from zoo.metrics.per_study import StudyTable
     from zoo.metrics.predictions import read_predictions
-    from zoo.provenance import versions
 
     needed = [f"--{key}" for key in ("method", "dataset", "split", "protocol") if not said.get(key)]
     if needed:
@@ -116,11 +115,12 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
     table = StudyTable(list(ids), columns, metrics["protocol"], metrics["version"])
     content = {key: said[key] for key in ("method", "dataset", "split")}
     content |= {"phantom": bool(said.get("phantom")), "status": status}
+    made = metrics["provenance"]
     pairs = json.dumps(sorted(zip(ids, references, strict=True)), ensure_ascii=False)
     provenance = {
         "config_sha256": None,
         "data_fingerprint": sha256(pairs.encode("utf-8", "surrogatepass")),
-        "environment": versions(),
+        "environment": {"python": made["python"], **made["packages"]},
         "predictions_sha256": sha256(file.read_bytes()),
         "seed": None,
         "git_commit": None,
