@@ -144,6 +144,30 @@ def test_a_match_by_hand():
     assert p.item() == pytest.approx((1 + 0.5**0.5) / 2) and r.item() == 0.5
 
 
+def test_a_token_like_no_other_matches_nothing_whether_padded_or_not():
+    hyp, ref = torch.tensor([[[1.0, 0], [-1, 0]]]), torch.tensor([[[1.0, 0], [1, 0]]])
+    ones = torch.ones(1, 2)
+    p, r, _ = greedy(hyp, ref, ones, ones, ones, ones)
+    assert (p.item(), r.item()) == (0.5, 1)
+    wider = torch.cat([ref, torch.full((1, 3, 2), 2.0)], dim=1), torch.tensor([[1.0, 1, 0, 0, 0]])
+    padded = greedy(hyp, wider[0], ones, wider[1], ones, wider[1])
+    assert (padded[0].item(), padded[1].item()) == (0.5, 1)
+
+
+def test_embeddings_are_dropped_after_their_last_pair(weights, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
+    tokeniser, network = module._load(module._files(encoder_of("bert"), Tools(weights=weights)), 2, "cpu")
+    texts = [" ".join(WORDS[:length]) for length in range(1, 20)]
+    pairs = [(texts[0], text) for text in texts[1:]]  # one reference with many predictions
+    ids = {text: tokeniser(text)["input_ids"] for text in texts}
+    held = []
+    with torch.inference_mode():
+        for block, known in module._embedded(pairs, ids, network, tokeniser.pad_token_id, "cpu"):
+            assert {text for pair in block for text in pair} <= set(known)
+            held.append(len(known))
+    assert held == [3] * 9
+
+
 def test_nothing_to_match_counts_zero():
     emb, ones, zeros = torch.eye(3)[None], torch.ones(1, 3), torch.zeros(1, 3)
     assert [value.item() for value in greedy(emb, emb, ones, ones, zeros, ones)] == [0, 0, 0]
