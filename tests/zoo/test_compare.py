@@ -12,12 +12,11 @@ from scipy import stats
 
 from datamodules.study import DataFault
 from zoo.command import UsageError
-from zoo.leaderboard.compare import class_f1, compare, show
+from zoo.leaderboard.compare import compare, show
 from zoo.leaderboard.submission import add_predictions
 from zoo.leaderboard.systems import Run, System, load_systems
 from zoo.metrics.engine import evaluate
-from zoo.metrics.per_study import StudyTable, statistics_columns, write_table
-from zoo.metrics.protocols import PROTOCOLS
+from zoo.metrics.per_study import write_table
 from zoo.metrics.significance import holm, paired_permutation
 
 PROTOCOL = "overlay"  # no Java, and BERTScore's encoder is not asked for
@@ -338,37 +337,6 @@ def test_metrics_are_those_that_all_have(systems):
         compare([base])
 
 
-# Classes
-
-
-def test_f1_of_classes(tmp_path):
-    corpus = PROTOCOLS["r2gen"].metrics["chexbert_5_micro_f1"].corpus
-    labels = len(corpus.labels)
-
-    def system(name, runs):
-        tables = []
-        for right, wrong, missed in runs:
-            statistics = np.zeros((4, 3 * labels))
-            statistics[:, [0, labels, 2 * labels]] = np.array([right, wrong, missed]).T
-            columns = dict(zip(statistics_columns(corpus), statistics.T, strict=True))
-            tables.append(Run(StudyTable(list("abcd"), columns, "r2gen", 1), name))
-        return System(name, tuple(tables))
-
-    # Of the first class: 2 right, 1 wrong, 1 missed; a second run gets all; the other system none.
-    mixed, perfect, none = (
-        ((1, 1, 0, 0), (0, 0, 0, 1), (0, 0, 1, 0)),
-        ((1, 1, 1, 0), (0,) * 4, (0,) * 4),
-        ((0,) * 4,) * 3,
-    )
-    classes, support = class_f1([system("two", [mixed, perfect]), system("none", [none])], "chexbert_5_micro_f1")
-    first, second = corpus.labels[:2]
-    assert classes[first] == {"two": pytest.approx((4 / 6 + 1) / 2), "none": 0.0}
-    assert classes[second] == {"two": 0.0, "none": 0.0}
-    assert (support[first], support[second], len(classes)) == (3, 0, labels)
-    with pytest.raises(UsageError, match="has no classes"):
-        class_f1([system("one", [mixed])], "bleu_4")
-
-
 # Showing
 
 
@@ -398,6 +366,21 @@ def test_the_table_fits_eighty_columns_and_names_its_test(systems, found):
         *found.notes,
     ):
         assert words in flat
+
+
+@pytest.mark.parametrize("beside", ["metrics.json", "submission.json"])
+def test_the_phantom_is_named(folder, systems, tmp_path, beside):
+    said = {"method": "m", "dataset": "d", "split": "test", "protocol": PROTOCOL, "phantom": True}
+    if beside == "submission.json":
+        path = str(add_predictions(folder / "base.jsonl", tmp_path, "base", **said))
+    else:
+        path = run_folder(tmp_path / "base", systems[0].runs[0])
+        (tmp_path / "base" / beside).write_text('{"phantom": true}')
+    for source in (path, f"{path}/per_study.csv"):
+        found = compare([*load_systems([source]), systems[2]], ["bleu_1"], trials=10, resamples=10)
+        assert found.phantom
+        assert printed(found).startswith("phantom, not patients: 24 studies")
+    assert not compare([systems[0], systems[2]], ["bleu_1"], trials=10, resamples=10).phantom
 
 
 def test_long_names_do_not_push_the_figures_away(found):

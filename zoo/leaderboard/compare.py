@@ -71,6 +71,7 @@ class Comparison:
         protocol: The protocol's id.
         version: Its version.
         n: The number of studies.
+        phantom: Whether the studies are the phantom's.
         baseline: The first system's name.
         test: What was tested, how often and with what seed, in one line.
         effect: The name of the effect size.
@@ -81,6 +82,7 @@ class Comparison:
     protocol: str
     version: int
     n: int
+    phantom: bool
     baseline: str
     test: str
     effect: str
@@ -144,8 +146,8 @@ def compare(
     notes.append("No p allows for looking at several metrics.")
     names = [system.name for system in systems]
     found = {key: dict(zip(names, _adjusted(rows[key]), strict=True)) for key in keys}
-    table = runs[0][1].table
-    return Comparison(table.protocol, table.version, len(shared), names[0], test, effect, found, tuple(notes))
+    table, phantom = runs[0][1].table, any(run.phantom for _, run in runs)
+    return Comparison(table.protocol, table.version, len(shared), phantom, names[0], test, effect, found, tuple(notes))
 
 
 def _check_protocols(runs: Sequence[tuple[str, Run]]) -> None:
@@ -289,38 +291,6 @@ def _welch_test(alternative: Alternative) -> str:
     return f"Welch's t-test over runs, {side}; ± is the standard deviation over runs (ddof 1)"
 
 
-# Classes
-
-
-def class_f1(systems: Sequence[System], metric: str) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """F1 of each class that a metric of labels averages, for `plots.plot_classes`.
-
-    Args:
-        systems: Of the same protocol, on the same studies; over several runs F1 is their mean.
-        metric: A key such as `chexbert_14_micro_f1`.
-
-    Returns:
-        Class → system → F1, and class → how many references have it.
-
-    Raises:
-        UsageError: The metric has no classes.
-        DataFault: A system's table lacks the metric.
-    """
-    rules = PROTOCOLS[systems[0].runs[0].table.protocol].metrics.get(metric)
-    if rules is None or rules.corpus is None or not rules.corpus.labels:
-        raise UsageError(f"{metric} has no classes")
-    labels = rules.corpus.labels
-    found: dict[str, dict[str, float]] = {label: {} for label in labels}
-    for system in systems:
-        sums = np.array([run.table.metric(metric)[0].sum(0).reshape(3, -1) for run in system.runs])
-        right, wrong, missed = sums.swapaxes(0, 1)  # (run, label) each
-        f1 = 2 * right / np.maximum(2 * right + wrong + missed, 1)
-        for label, value in zip(labels, f1.mean(0).tolist(), strict=True):
-            found[label][system.name] = value
-    right, _, missed = systems[0].runs[0].table.metric(metric)[0].sum(0).reshape(3, -1)
-    return found, {label: int(count) for label, count in zip(labels, right + missed, strict=True)}
-
-
 # Showing
 
 
@@ -334,7 +304,8 @@ def show(comparison: Comparison, console: Console | None = None) -> None:
     console = console or Console()
     names = list(next(iter(comparison.metrics.values())))
     letters = dict(zip(names, _letters(), strict=False))  # long names would push the figures off the screen
-    title = f"{comparison.n} studies, protocol {comparison.protocol} (version {comparison.version})"
+    phantom = "phantom, not patients: " if comparison.phantom else ""
+    title = f"{phantom}{comparison.n} studies, protocol {comparison.protocol} (version {comparison.version})"
     console.print(title, style="bold", highlight=False)
     for name in names:
         baseline = " (baseline)" if name == comparison.baseline else ""

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from zoo.command import UsageError
 from zoo.leaderboard.submission import read_submission
 from zoo.metrics.per_study import StudyTable, read_table
 from zoo.metrics.protocols import PROTOCOLS
+
+IN_RUN = ("per_study.csv", "predictions.jsonl")  # files that every run has, so that the folder names them
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +29,14 @@ class Run:
         source: The file or folder that it comes from.
         hashed: Whether the table's ids are hashes already, as in a submission.
         references: Study id → hash of its reference report, where the texts are at hand.
+        phantom: Whether the studies are the phantom's, as far as files beside the table say so.
     """
 
     table: StudyTable
     source: str
     hashed: bool = False
     references: Mapping[str, str] = field(default_factory=dict)
+    phantom: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,25 +67,32 @@ def load_systems(sources: Sequence[str], protocol: str | None = None) -> list[Sy
 
 def load_run(path: Path, protocol: str | None = None) -> Run:
     """One run; see `load_systems`."""
+    file = path
     if path.is_dir():
-        hashed = (path / "submission.json").is_file()
-        if (path / "per_study.csv").is_file():
-            if hashed:
-                read_submission(path)  # refuses one that does not agree with itself
-            references = {} if hashed else _references(path / "predictions.jsonl")
-            return Run(read_table(path / "per_study.csv"), str(path), hashed, references)
-        if hashed or not (path / "predictions.jsonl").is_file():
+        file = next((path / name for name in IN_RUN if (path / name).is_file()), path / IN_RUN[0])
+        if not file.is_file():
             raise UsageError(f"{path}: no per_study.csv in it; name a run folder, a submission or a predictions file")
-        path = path / "predictions.jsonl"
-    if not path.is_file():
+    if not file.is_file():
         raise UsageError(f"{path}: there is no such file or folder")
-    with path.open("rb") as file:
-        is_table = file.read(11) == b"# protocol "
+    folder = file.parent if file.name in IN_RUN else None
+    hashed = folder is not None and (folder / "submission.json").is_file()
+    if folder and hashed:
+        read_submission(folder)  # refuses one that does not agree with itself
+    with file.open("rb") as opened:
+        is_table = opened.read(11) == b"# protocol "
     if is_table:
-        return Run(read_table(path), str(path), hashed=(path.parent / "submission.json").is_file())
-    if protocol is None:
+        references = _references(folder / "predictions.jsonl") if folder and not hashed else {}
+        run = Run(read_table(file), str(path), hashed, references)
+    elif protocol is None:
         raise UsageError(f"{path} is a predictions file: say with --protocol how to score it")
-    return _score(path, protocol)
+    else:
+        run = _score(file, protocol)
+    return replace(run, source=str(path), phantom=folder is not None and _is_phantom(folder))
+
+
+def _is_phantom(folder: Path) -> bool:
+    found = next((folder / name for name in ("submission.json", "metrics.json") if (folder / name).is_file()), None)
+    return found is not None and bool(json.loads(found.read_text("utf-8")).get("phantom"))
 
 
 def _paths(source: str) -> list[Path]:
@@ -117,7 +128,7 @@ def _place(path: Path) -> Path:
     path = path.resolve()
     if path.is_dir():
         return path
-    return path.parent if path.name in ("per_study.csv", "predictions.jsonl") else path.with_suffix("")
+    return path.parent if path.name in IN_RUN else path.with_suffix("")
 
 
 def _name(names: Sequence[str]) -> str:
