@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import resource
-import subprocess
 import time
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-import zoo
 from datamodules.study import DataFault
 from zoo.config import Config
+from zoo.environment import git_state, versions
 from zoo.run_directory import RunDirectory, atomic_write
-
-PACKAGES = ("rrg-zoo", "torch", "lightning", "transformers", "peft", "monai", "deepspeed", "omegaconf", "numpy")
 
 
 class Provenance(Callback):
@@ -72,34 +67,6 @@ class Provenance(Callback):
         self._record["wall_seconds"] = round(time.time() - self._started, 1)
         self._record["peak_memory_bytes"] = peak_memory()
         atomic_write(self.run.provenance, json.dumps(self._record, indent=1) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Package → version, of those that decide the result and are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_state() -> dict[str, Any] | None:
-    """The commit that the code is of, and whether files were changed since; `None` outside a checkout."""
-    home = Path(zoo.__file__).parent.parent
-    if not (home / ".git").exists():
-        return None
-    try:
-        answers = [
-            subprocess.run(
-                ["git", "-C", str(home), *words], capture_output=True, text=True, timeout=10, check=True
-            ).stdout
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        ]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": answers[0].strip(), "changed": bool(answers[1].strip())}
 
 
 def device_names(trainer: L.Trainer) -> list[str]:
