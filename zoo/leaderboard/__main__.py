@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,9 +126,9 @@ def _show(options: argparse.Namespace) -> None:
         print(options.plot)
         return
     if options.format == "text":
-        console = Console() if options.output is None else Console(record=True, width=120, quiet=True)
-        render.show(rows, console)
-        text = "" if options.output is None else console.export_text()
+        file = None if options.output is None else io.StringIO()
+        render.show(rows, Console() if file is None else Console(file=file, width=120))
+        text = "" if file is None else file.getvalue()
     elif options.format == "html":
         from zoo.leaderboard.page import document
 
