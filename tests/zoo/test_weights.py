@@ -186,6 +186,18 @@ def test_labels_on_disk_outlive_the_process_and_hold_no_text(tmp_path, monkeypat
     assert sorted(json.loads(file.read_text()).values()) == [5, 19] and "heart" not in file.read_text()
 
 
+def test_two_processes_may_fill_one_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(LabelCache, "_memory", {})
+    file = tmp_path / "labels" / "net-ffffffffffffffff.json"
+
+    def slow(texts: list[str]) -> list[int]:
+        put(file, '{"written by another meanwhile": 7}')
+        return [len(text) for text in texts]
+
+    LabelCache("net", "f" * 64, tmp_path).labels(["a"], slow)
+    assert sorted(json.loads(file.read_text()).values()) == [1, 7]
+
+
 def test_a_broken_or_unwritable_cache_costs_no_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(LabelCache, "_memory", {})
     file = put(tmp_path / "labels" / "net-ffffffffffffffff.json", '{"half')
