@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -172,7 +173,7 @@ def test_the_shipped_board_is_whole(board: list[Row]) -> None:
         ({"protocol": "r2gen"}, "protocol"),
         ({"version": 2}, "protocol version"),
         ({"phantom": True}, "kind of data"),
-        ({"subset": "heart"}, "part of the report"),
+        ({"subset": "heart"}, "part"),
         ({"n": 11}, "number of studies"),
         ({"protocol": "unknown", "version": None}, "protocol"),
     ],
@@ -295,6 +296,12 @@ def test_wide_tables_are_divided_by_family() -> None:
     assert list(found) == ["text metrics", "CheXbert, 14 classes", "other figures"]
     assert found["text metrics"] == (("bleu_1", "bleu_2", "bleu_3", "bleu_4"), 2)
     assert found["CheXbert, 14 classes"][1] == 1
+
+
+def test_regions_and_labels_have_tables_of_their_own() -> None:
+    parts = [row(), row(id="b", subset="heart"), row(id="c", subset="lung"), row(id="d", subset="label Edema")]
+    titles = [(view.title.rpartition(" · ")[2], len(view.rows)) for view in views(parts)]
+    assert titles == [("protocol coco version 1", 1), ("by region", 2), ("by label", 1)]
 
 
 def test_small_words() -> None:
@@ -453,3 +460,43 @@ def test_the_wheel_takes_the_boards_files_along() -> None:
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
     endings = {f"*{path.suffix}" for path in (ROOT / "zoo" / "leaderboard").rglob("*") if path.is_file()}
     assert endings - {"*.py", "*.pyc"} <= set(package_data)
+
+
+# Comparing and drawing
+
+
+def test_the_command_compares_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three ways to draw a comparison: points with intervals, the runs' dots, bars for each label."""
+    keys = ("tp", "fp", "fn")
+    labels = next(m.corpus.labels for m in PROTOCOLS["reg2rg"].metrics.values() if m.corpus and m.corpus.labels)
+    columns = [f"radbert_ct_18.{column}" for column in _columns_of("radbert_ct_18")]
+    assert len(columns) == len(keys) * len(labels)
+    for name, hits in (("a", 1), ("b", 0), ("c", 1)):
+        lines = [f"# protocol reg2rg version {PROTOCOLS['reg2rg'].version}"]
+        lines.append(",".join(["id", "bleu_1", *columns]))
+        for study in range(8):
+            counts = [hits] * len(labels) + [0] * len(labels) + [1 - hits] * len(labels)
+            lines.append(",".join(map(str, [f"s{study}", 0.5 + 0.01 * study * hits, *counts])))
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    a, b, c = (str(tmp_path / f"{name}.csv") for name in "abc")
+    for systems, metric, picture in (
+        ([a, b], "bleu_1", "points"),
+        ([a, b], "radbert_ct_18", "labels"),
+        ([f"{a},{c}", b], "bleu_1", "runs"),
+    ):
+        out, drawn = tmp_path / f"{picture}.json", tmp_path / f"{picture}.svg"
+        assert main(["--compare", *systems, "--metrics", metric, "--json", str(out), "--plot", str(drawn)]) == 0
+        found = json.loads(out.read_text())["metrics"]["bleu_1"]
+        values = [entry["value"] for entry in found.values()]
+        assert values[0] == pytest.approx(0.535)
+        assert values[1] == pytest.approx(0.5)
+        assert "<svg" in drawn.read_text()
+    assert main(["--compare", a, b, "--metrics", "bleu_9", "--plot", str(tmp_path / "x.svg")]) == 2
+    assert "bleu_9" in capsys.readouterr().err
+
+
+def _columns_of(name: str) -> tuple[str, ...]:
+    found = (
+        metric.corpus for metric in PROTOCOLS["reg2rg"].metrics.values() if metric.corpus and metric.corpus.name == name
+    )
+    return next(found).columns

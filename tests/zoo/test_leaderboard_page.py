@@ -140,7 +140,7 @@ def test_intervals_are_drawn_on_their_columns_range() -> None:
     # The column spans 0.2 … 0.35 on 4 … 96 %.
     assert '<i class="interval" style="left:4.0%;width:92.0%">' in cell
     assert '<b style="left:34.67%">' in cell
-    assert "0.200 – 0.350" in cell
+    assert "[0.200, 0.350]" in cell
     (reported,) = re.findall(r'<td class="number" data-key="bleu_4" data-v="0.3".*?</td>', page)
     assert "<i" not in reported
     assert 'title="printed 0.3"' in reported
@@ -190,7 +190,7 @@ def test_a_reference_greys_exactly_what_must_not_be_compared_and_says_why(tmp_pa
     assert "Not comparable with the reference: other kind of data: phantom, not patients." in dom
     assert '<span class="delta">+0.1000</span>' in shown["b"]
     assert "delta" not in shown["d"]
-    assert "2 rows have figures that may be compared with it" in dom
+    assert "show their distance: 2. Grey rows, which may not: 3." in dom
 
 
 def test_sorting_and_filters_follow_the_address(tmp_path: Path) -> None:

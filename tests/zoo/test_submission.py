@@ -347,7 +347,7 @@ def test_a_predictions_file_needs_to_be_told_what_it_is_of(
     )
     assert content["metrics"]["bleu_4"]["ci95"] is not None
     assert main(["--check", str(made)]) == 0
-    assert "every figure follows from per_study.csv" in capsys.readouterr().out
+    assert "agrees with its per_study.csv" in capsys.readouterr().out
     edited(made, lambda content: content["metrics"]["bleu_4"].update(value=0.9))
     assert main(["--check", str(made)]) == 3
     assert "bleu_4 value" in capsys.readouterr().out

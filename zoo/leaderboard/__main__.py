@@ -172,7 +172,7 @@ def _check(options: argparse.Namespace) -> None:
     for folder in folders:
         faults, stated = check(folder)
         differing += bool(faults)
-        print(f"{folder}: {f'{len(faults)} differences' if faults else 'every figure follows from per_study.csv'}")
+        print(f"{folder}: {f'{len(faults)} differences' if faults else 'agrees with its per_study.csv'}")
         for fault in faults:
             print(f"  {fault}")
         if stated and not faults:

@@ -57,7 +57,7 @@ class Row:
         method: The method's name as its source writes it.
         paper: Short name of the paper, or the submission's name.
         table: The paper's number of the table; `None` for a submission.
-        subset: What the row is scored on where that is not the whole report: a region.
+        subset: What the row is scored on where that is not the whole report: a region, or `label <name>`.
         protocol: A protocol's id, or `unknown`.
         version: The protocol's version; `None` where unknown.
         protocol_inferred: Whether we concluded the protocol and the paper does not state it.
@@ -107,13 +107,18 @@ class Row:
         return f"{self.paper}, {self.table}" if "." in self.table else f"{self.paper}, Table {self.table}"
 
     @property
+    def parts(self) -> str:
+        """What the row's table is divided by: `by region`, `by label`, or nothing."""
+        return "" if self.subset is None else "by label" if self.subset.startswith("label ") else "by region"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything in which two rows must agree to be compared, by name; `None` agrees with anything."""
         return {
             "kind of data": "phantom" if self.phantom else "patients",
             "dataset": self.dataset,
             "split": self.split,
-            "part of the report": self.subset or "all",
+            "part": self.subset or "all",
             "protocol": self.protocol,
             "protocol version": self.version,
             # Figures of unknown making can be compared only where the same people printed them side by side.
@@ -123,8 +128,8 @@ class Row:
 
     @property
     def table_key(self) -> tuple[Any, ...]:
-        """What decides in which of our tables the row stands; all parts of the report (regions) share one."""
-        known = {**self.identity, "part of the report": self.subset is not None, "number of studies": None}
+        """What decides in which of our tables the row stands; all regions share one, and so do all labels."""
+        known = {**self.identity, "part": self.parts, "number of studies": None}
         return tuple(known.values())
 
 

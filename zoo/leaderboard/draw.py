@@ -58,17 +58,17 @@ def draw_comparison(systems: Sequence[System], found: Comparison, metric: str | 
     title = f"{found.n} studies, protocol {found.protocol} version {found.version}"
     if metric not in found.metrics:
         classes, support = _classes(systems, metric)
-        plot_classes(classes, path, support=support, title=title)
+        plot_classes(classes, path, support=support, title=title, phantom=found.phantom)
     elif all(len(system.runs) == 1 for system in systems):
         entries = found.metrics[metric]
         points = [Point(system.name, entries[system.name].value, entries[system.name].ci95) for system in systems]
-        plot_points(points, label_of(metric), path, title=title)
+        plot_points(points, label_of(metric), path, title=title, phantom=found.phantom)
     else:
         values = {}
         for system in systems:
             tables = [run.table.metric(metric) for run in system.runs]
             values[system.name] = [float(aggregate(table.sum(0), len(table))) for table, aggregate in tables]
-        plot_seeds(values, label_of(metric), path, title=title)
+        plot_seeds(values, label_of(metric), path, title=title, phantom=found.phantom)
 
 
 def _classes(systems: Sequence[System], name: str) -> tuple[dict[str, dict[str, float]], dict[str, int]]:

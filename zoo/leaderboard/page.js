@@ -76,7 +76,7 @@
     const may = new Set(all(".delta").map(part => part.closest("tr").dataset.row));
     const grey = new Set(rows.filter(row => reasons.get(row)).map(row => row.dataset.row));
     bar.querySelector(".text").textContent =
-      `Reference: ${reference.name} (${reference.source}). ${may.size} rows have figures that may be compared with it, and show their distance; ${grey.size} grey ones may not.`;
+      `Reference: ${reference.name} (${reference.source}). Rows that may be compared with it and show their distance: ${may.size}. Grey rows, which may not: ${grey.size}.`;
   };
   const addText = (parent, tag, name, text) => {
     const part = document.createElement(tag);

@@ -14,7 +14,6 @@ from zoo.leaderboard.render import (
     View,
     cell_text,
     figure_text,
-    label_of,
     method_text,
     ranges,
     size_text,
@@ -34,7 +33,7 @@ def document(rows: Sequence[Row]) -> str:
         row = parts[0].rows[0]
         count = len({row.id for view in parts for row in view.rows})
         protocol = "protocol not stated" if row.protocol == UNKNOWN else row.protocol
-        label = " · ".join([protocol, *["by region"] * bool(row.subset), *["phantom"] * row.phantom])
+        label = " · ".join([protocol, *[row.parts] * bool(row.parts), *["phantom"] * row.phantom])
         links.append(f'<a href="#{anchor}"><b>{_text(row.dataset)}</b> {_text(label)} ({count})</a>')
     asset = resources.files("zoo.leaderboard").joinpath
     return Template(asset("page.html").read_text("utf-8")).substitute(
@@ -94,7 +93,7 @@ def _section(parts: Sequence[View], anchor: str) -> str:
     else:
         protocol = f"protocol <b>{_text(row.protocol)}</b> version {row.version}"
     chips = [f'<span class="chip">{text}</span>' for text in (_text(row.split), protocol)]
-    chips += ['<span class="chip">by region</span>'] if row.subset else []
+    chips += [f'<span class="chip">{row.parts}</span>'] if row.parts else []
     chips += ['<span class="chip phantom">phantom, not patients</span>'] if row.phantom else []
     body = "".join(_part(view, f"{anchor}-{number}") for number, view in enumerate(parts))
     return f'<section id="{anchor}"><header><h2>{_text(row.dataset)}</h2>{"".join(chips)}</header>{body}</section>'
@@ -103,8 +102,8 @@ def _section(parts: Sequence[View], anchor: str) -> str:
 def _part(view: View, anchor: str) -> str:
     ranges_of = {column: _range(view, column) for column in view.columns}
     heads = "".join(
-        f'<th class="number" scope="col" data-key="{_text(column)}" aria-sort="none">{_text(label_of(column))}</th>'
-        for column in view.columns
+        f'<th class="number" scope="col" data-key="{_text(column)}" aria-sort="none">{_text(name)}</th>'
+        for column, name in zip(view.columns, view.headings(), strict=True)
     )
     rows = "".join(_row(view, row, place, ranges_of, anchor) for place, row in enumerate(view.rows))
     title = f"<h3>{_text(view.part[:1].upper() + view.part[1:])}</h3>" if view.part else ""
@@ -151,7 +150,7 @@ def _cell(row: Row, column: str, limits: tuple[float, float] | None) -> str:
         return f'{head}"">{f"<span class=absent>{_text(absent)}</span>" if absent else ""}</td>'
     figure = row.figures[column]
     shown, _, spread = figure_text(figure, interval=False).partition(" ± ")
-    small = f"± {spread}" if spread else f"{figure.ci95[0]:.3f} – {figure.ci95[1]:.3f}" if figure.ci95 else ""
+    small = f"± {spread}" if spread else f"[{figure.ci95[0]:.3f}, {figure.ci95[1]:.3f}]" if figure.ci95 else ""
     title = f' title="printed {_text(figure.printed)}"' if figure.printed is not None else ""
     return (
         f'{head}"{figure.value!r}"{title}><span>{_text(shown)}</span>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os.path
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ FAMILIES = {
     "RadBERT, 18 classes": "radbert_ct_18_",
     "RadGraph": "radgraph_",
 }
-BESIDE = {"region_": "region recognition {}", "phantom_findings_": "findings, {} (phantom's labels)"}
+BESIDE = {"region_": "region recognition ", "phantom_findings_": "phantom findings "}
 LEGEND = {
     "≈": "≈ number of studies inferred, not printed",
     "°": "° protocol inferred: the paper does not state it",
@@ -58,6 +59,15 @@ class View:
     doubts: frozenset[int] = frozenset()
     numbers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def headings(self) -> list[str]:
+        """The columns' names, without what the part says already."""
+        labels = [label_of(column) for column in self.columns]
+        beside = all(column.startswith(tuple(BESIDE)) for column in self.columns)  # the protocol's name says it
+        if len(labels) > 1 and (beside or self.part in (*SUFFIXES.values(), *FAMILIES)):
+            shared = os.path.commonprefix(labels)
+            labels = [label.removeprefix(shared[: shared.rfind(" ") + 1]) for label in labels]
+        return labels
+
     def legend(self) -> list[str]:
         """What the signs in it mean."""
         shown = " ".join(
@@ -77,9 +87,11 @@ def views(rows: Iterable[Row]) -> list[View]:
         for column in columns:
             suffix = next((what for ending, what in SUFFIXES.items() if column.endswith(ending)), "")
             parts.setdefault(suffix or (_family(column) if len(plain) > WIDE else ""), []).append(column)
-        for place, (part, chosen) in enumerate(parts.items() or [("", [])]):
+        have = {part for part, chosen in parts.items() if any({*row.figures} & {*chosen} for row in group)}
+        lost = {part: chosen for part, chosen in parts.items() if have and part not in have}
+        for place, (part, chosen) in enumerate([pair for pair in parts.items() if pair[0] not in lost] or [("", [])]):
             shown = [row for row in group if {*row.figures, *row.absent} & {*chosen} or (not place and _is_empty(row))]
-            result.append(_view(title_of(group[0]), part, shown, chosen))
+            result.append(_view(title_of(group[0]), part, shown, chosen, {} if place else lost))
     return result
 
 
@@ -88,11 +100,16 @@ def _is_empty(row: Row) -> bool:
     return not row.figures and not row.absent
 
 
-def _view(title: str, part: str, rows: Sequence[Row], columns: Sequence[str]) -> View:
+def _view(
+    title: str, part: str, rows: Sequence[Row], columns: Sequence[str], lost: Mapping[str, Sequence[str]]
+) -> View:
+    """One table; `lost` are the families of which no row has a figure, which its notes mention."""
     places: dict[str, int] = {}
     numbers, doubts = {}, set()
     for row in rows:
         absences = sorted({_absence_note(row.absent[column]) for column in columns if column in row.absent})
+        for family, keys in lost.items():
+            absences += sorted({f"{family}: {_absence_note(row.absent[key])}" for key in keys if key in row.absent})
         said = [" ".join(note.split()) for note in (*row.doubts, *row.notes, *absences)]
         numbers[row.id] = tuple(places.setdefault(note, len(places) + 1) for note in said)
         doubts |= set(numbers[row.id][: len(row.doubts)])
@@ -115,7 +132,7 @@ def title_of(row: Row) -> str:
         if row.protocol == UNKNOWN
         else f"protocol {row.protocol} version {row.version}"
     )
-    parts = [row.dataset, row.split, protocol, *(["by region"] if row.subset else [])]
+    parts = [row.dataset, row.split, protocol, *([row.parts] if row.parts else [])]
     return ("Phantom, not patients: " if row.phantom else "") + " · ".join(parts)
 
 
@@ -145,7 +162,7 @@ def label_of(column: str) -> str:
             return prefix + label_of(column.removesuffix(ending))
     for start, name in BESIDE.items():
         if column.startswith(start):
-            return name.format(column.removeprefix(start).replace("_", " ").replace("f1", "F1"))
+            return name + column.removeprefix(start).replace("_", "-").replace("f1", "F1")
     return _labels().get(column) or column.replace("_", " ").replace("f1", "F1")
 
 
@@ -189,8 +206,10 @@ def show(rows: Iterable[Row], console: Console) -> None:
     from rich.padding import Padding
 
     for view in views(rows):
-        console.rule(f"[bold]{_plain(view.title)}[/bold]{_plain(f' · {view.part}' if view.part else '')}", align="left")
-        first = min(40, max(len(_head(view, row, view.rows[:1])) for row in view.rows))
+        console.print(
+            f"[bold]{_plain(view.title)}[/bold]{_plain(f' · {view.part}' if view.part else '')}", highlight=False
+        )
+        first = min(34, max(len(_head(view, row, view.rows[:1])) for row in view.rows))
         for columns in _blocks(view, console.width - first - 4):
             for _, group in groupby(view.rows, key=lambda row: (row.source, row.what)):
                 _print_section(view, list(group), columns, first, console)
@@ -217,8 +236,9 @@ def _print_section(view: View, rows: list[Row], columns: Sequence[str], first: i
     console.print(f"\n [italic]{_plain('; '.join(said) + ranges(_shared(view, rows)))}[/italic]", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", width=first, overflow="fold")
-    for column, width in zip(columns, _widths(view, columns), strict=True):
-        table.add_column(label_of(column), justify="right", overflow="fold", width=width)
+    names, widths = dict(zip(view.columns, view.headings(), strict=True)), _widths(view)
+    for column in columns:
+        table.add_column(names[column], justify="right", overflow="fold", width=widths[column])
     for row in shown:
         cells = [cell_text(row, column).replace(" [", "\n[") for column in columns]
         table.add_row(_plain(_head(view, row, rows)), *map(_plain, cells))
@@ -252,11 +272,11 @@ def ranges(numbers: Iterable[int]) -> str:
     return f" [{', '.join(parts)}]" if parts else ""
 
 
-def _widths(view: View, columns: Iterable[str]) -> list[int]:
-    found = []
-    for column in columns:
+def _widths(view: View) -> dict[str, int]:
+    found = {}
+    for column, name in zip(view.columns, view.headings(), strict=True):
         texts = [part for row in view.rows for part in cell_text(row, column).replace(" [", "\n[").split("\n")]
-        found.append(max(map(len, [*texts, *label_of(column).split()])))
+        found[column] = max(map(len, [*texts, *name.split()]))
     return found
 
 
@@ -264,7 +284,7 @@ def _blocks(view: View, width: int) -> Iterator[Sequence[str]]:
     """Columns in blocks that fit beside the methods' names."""
     block: list[str] = []
     used = 0
-    for column, needed in zip(view.columns, _widths(view, view.columns), strict=True):
+    for column, needed in _widths(view).items():
         if block and used + needed + 3 > width:
             yield block
             block, used = [], 0
@@ -284,7 +304,7 @@ def markdown(rows: Iterable[Row]) -> str:
     lines: list[str] = []
     for view in views(rows):
         lines += [f"### {markdown_cell(view.title)}{f' · {view.part}' if view.part else ''}", ""]
-        heads = ["method", "from", "status", "n", *map(label_of, view.columns)]
+        heads = ["method", "from", "status", "n", *view.headings()]
         lines += [_line(heads), "|---|---|---|---|" + "---:|" * len(view.columns)]
         for row in view.rows:
             cells = [cell_text(row, column) for column in view.columns]

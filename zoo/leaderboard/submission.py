@@ -97,6 +97,7 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
     """
     import numpy as np
 
+    from zoo.environment import versions
     from zoo.evaluate import KNOWN_COLUMNS
     from zoo.metrics.engine import evaluate
     from zoo.metrics.per_study import StudyTable
@@ -115,12 +116,11 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
     table = StudyTable(list(ids), columns, metrics["protocol"], metrics["version"])
     content = {key: said[key] for key in ("method", "dataset", "split")}
     content |= {"phantom": bool(said.get("phantom")), "status": status}
-    made = metrics["provenance"]
     pairs = json.dumps(sorted(zip(ids, references, strict=True)), ensure_ascii=False)
     provenance = {
         "config_sha256": None,
         "data_fingerprint": sha256(pairs.encode("utf-8", "surrogatepass")),
-        "environment": {"python": made["python"], **made["packages"]},
+        "environment": versions(),
         "predictions_sha256": sha256(file.read_bytes()),
         "seed": None,
         "git_commit": None,
