@@ -353,6 +353,24 @@ def test_a_predictions_file_needs_to_be_told_what_it_is_of(
     assert "bleu_4 value" in capsys.readouterr().out
 
 
+def test_a_name_stands_for_one_submission(run: Path, submission: Path, tmp_path: Path) -> None:
+    again = add_run(run, tmp_path / "copy")
+    assert len(load_board([submission, again])) == len(load_board([submission])), "the same one, found twice"
+    other = add_run(run, tmp_path / "other", method="Reg2RG, other")
+    with pytest.raises(DataFault, match="reg2rg-phantom-1 is there twice"):
+        load_board([submission, other])
+
+
+def test_trivial_baselines_stand_once(run: Path, submission: Path) -> None:
+    add_run(run, submission.parent, "second", method="Another")
+    rows = [row for row in load_board([submission.parent]) if row.phantom and row.subset is None]
+    assert sorted(row.method for row in rows if row.protocol == "reg2rg") == [
+        "Another",
+        "Reg2RG",
+        "most frequent report",
+    ]
+
+
 def test_every_shipped_submission_proves_itself() -> None:
     from zoo.leaderboard.board import submission_folders
 

@@ -121,6 +121,7 @@ def test_the_command_exits_with_3_where_a_cell_differs(
     assert main(["--verify", file, "--dataset", "toy"]) == 3
     said = capsys.readouterr().out
     assert "3 of 4 cells equal" in said
+    assert "Toy et al., Table 1: 3 of 4 cells equal" in said
     assert "differs: Toy et al., Table 1, Ours, ROUGE-1: printed 75.01, recomputed 75.00" in said
 
 

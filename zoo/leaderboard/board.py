@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -190,13 +190,23 @@ def submission_folders(folders: Sequence[Path] = ()) -> list[Path]:
 
 
 def _unique(rows: list[Row]) -> list[Row]:
-    """Without the repetition of trivial baselines that several submissions bring along."""
+    """Without the repetition of trivial baselines that several submissions bring along.
+
+    Raises:
+        DataFault: Two different rows claim to be the same one.
+    """
     seen: dict[Any, Row] = {}
     for row in rows:
         values = tuple((key, round(figure.value, 9)) for key, figure in row.figures.items())
         trivial = row.provenance.get("baseline")
-        seen.setdefault((trivial, row.table_key, row.n, values) if trivial else row.id, row)
+        first = seen.setdefault((trivial, row.table_key, row.n, values) if trivial else row.id, row)
+        if not trivial and _without_place(first) != _without_place(row):
+            raise DataFault(f"{row.id} is there twice with different content; give one of them another name")
     return list(seen.values())
+
+
+def _without_place(row: Row) -> Row:
+    return replace(row, provenance={key: value for key, value in row.provenance.items() if key != "folder"})
 
 
 def protocol_version(protocol: str) -> int | None:

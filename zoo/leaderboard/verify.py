@@ -201,10 +201,15 @@ def show(found: Verification, console: Console) -> None:
             shown = "0" if cell.equal else f"{cell.difference:+g}"
             table.add_row(label_of(cell.metric), cell.printed, cell.recomputed, shown, style=style)
         console.print(table, highlight=False)
-    lines = [f"not compared: {what} ({count} cells): {reason}" for (what, reason), count in _left(found).items()]
+    lines = [
+        f"not compared: {', '.join(what)} ({count} cells): {reason}" for reason, (what, count) in _left(found).items()
+    ]
     lines += [f"not found, so not recomputed: {name}" for name in found.missing]
     for line in [*lines, *found.notes]:
         console.print(escape(line), style="yellow", highlight=False)
+    for source in dict.fromkeys(cell.source for cell in found.compared):
+        own = [cell for cell in found.compared if cell.source == source]
+        console.print(escape(f"{source}: {sum(cell.equal for cell in own)} of {len(own)} cells equal"), highlight=False)
     differing = [cell for cell in found.compared if not cell.equal]
     for cell in differing:
         where = f"{cell.source}, {cell.method}, {label_of(cell.metric)}"
@@ -220,11 +225,11 @@ def _by_row(cells: Sequence[Cell]) -> Iterator[tuple[str, list[Cell]]]:
     yield from rows.items()
 
 
-def _left(found: Verification) -> dict[tuple[str, str], int]:
-    """The cells that could not be recomputed, by metric and reason."""
-    counts: dict[tuple[str, str], int] = {}
+def _left(found: Verification) -> dict[str, tuple[list[str], int]]:
+    """Reason → the metrics that could not be recomputed for it, and the number of their cells."""
+    left: dict[str, tuple[list[str], int]] = {}
     for cell in found.cells:
         if cell.recomputed is None:
-            key = (label_of(cell.metric), cell.reason)
-            counts[key] = counts.get(key, 0) + 1
-    return counts
+            names, count = left.get(cell.reason, ([], 0))
+            left[cell.reason] = (list(dict.fromkeys([*names, label_of(cell.metric)])), count + 1)
+    return left
