@@ -18,6 +18,8 @@ from zoo.metrics import nlg
 from zoo.metrics.bertscore import DISTILBERT, ROBERTA_LARGE, Encoder, bertscore
 from zoo.metrics.chexbert import Uncertain, chexbert_metrics
 from zoo.metrics.labels import Scored
+from zoo.metrics.meteor_jar import corpus as meteor_statistics
+from zoo.metrics.meteor_jar import meteor_15
 from zoo.metrics.meteor_nltk import meteor
 from zoo.metrics.pairs import Corpus, Pairs, Score, Tokenise
 from zoo.metrics.ptb import tokenise_ptb
@@ -113,6 +115,12 @@ def _rouge_coco(tokenise: Tokenise, tokens: str) -> dict[str, Metric]:
 def _cider(tokenise: Tokenise, tokens: str) -> dict[str, Metric]:
     how = f"CIDEr-D (x10) on {tokens}; document frequencies of these references; mean over studies"
     return {"cider": Metric("CIDEr", partial(nlg.cider, tokenise=tokenise), how)}
+
+
+def _meteor_15(tokenise: Tokenise | None, tokens: str, name: str, key: str = "meteor") -> dict[str, Metric]:
+    how = f"METEOR 1.5 (English, normalised) on {tokens}; aggregate of its statistics over studies"
+    corpus = meteor_statistics(f"meteor_15_{name}")
+    return {key: Metric("METEOR 1.5", partial(meteor_15, tokenise=tokenise), how, cheap=False, corpus=corpus)}
 
 
 _NLTK = "NLTK (alpha 0.9, beta 3, gamma 0.5), WordNet 3.0; mean over studies"
@@ -236,6 +244,7 @@ ASARG = Protocol(
     metrics={
         **_bleu_coco(tokenise_ptb, PTB, "ptb"),
         **_METEOR_NLTK,
+        **_meteor_15(tokenise_ptb, PTB, "ptb", key="meteor_15"),
         **_rouge_coco(tokenise_ptb, PTB),
         **_cider(tokenise_ptb, PTB),
         **_chexbert("positive", (14,)),
@@ -273,6 +282,7 @@ COCO = Protocol(
     preparation=ONE_LINE,
     metrics={
         **_bleu_coco(tokenise_ptb, PTB, "ptb"),
+        **_meteor_15(tokenise_ptb, PTB, "ptb"),
         **_rouge_coco(tokenise_ptb, PTB),
         **_cider(tokenise_ptb, PTB),
     },
@@ -288,6 +298,7 @@ R2GEN = Protocol(
     preparation="R2Gen's cleaning of both sides: lower case, no enumeration or punctuation, sentences joined by ' . '",
     metrics={
         **_bleu_coco(tokenise_spaces, _R2GEN_WORDS, "spaces"),
+        **_meteor_15(None, _R2GEN_WORDS, "spaces"),
         **_rouge_coco(tokenise_spaces, _R2GEN_WORDS),
         **_cider(tokenise_spaces, _R2GEN_WORDS),
         **_chexbert("negative", (14, 5)),
