@@ -50,7 +50,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     # Behind the parsing, so that --help answers at once.
     from zoo.metrics.engine import evaluate
     from zoo.metrics.pairs import Tools, default_cache
-    from zoo.metrics.per_study import write_table_of
+    from zoo.metrics.per_study import table_of, write_table
     from zoo.metrics.predictions import read_predictions
     from zoo.metrics.protocols import PROTOCOLS
     from zoo.metrics.regions import region_scores_of_texts
@@ -75,7 +75,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.json:
         from zoo.run_directory import atomic_write
 
-        write_table_of(options.json.with_suffix(".per_study.csv"), ids, result)
+        write_table(options.json.with_suffix(".per_study.csv"), table_of(ids, result))
         atomic_write(options.json, json.dumps(result, indent=2) + "\n")
     show(result)
 

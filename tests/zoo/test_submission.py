@@ -17,7 +17,7 @@ from zoo.leaderboard.__main__ import main
 from zoo.leaderboard.board import load_board
 from zoo.leaderboard.check import check
 from zoo.leaderboard.submission import add_predictions, add_run, rows_of
-from zoo.metrics.per_study import write_table_of
+from zoo.metrics.per_study import table_of, write_table
 from zoo.metrics.run import Scoring, run_metrics
 
 REGIONS = ("heart", "lung")
@@ -53,7 +53,7 @@ def make_run(folder: Path, **changed: Any) -> Path:
     baselines = {"most_frequent_report": dict.fromkeys(SAID, "The heart is normal. Clear lungs.")}
     result = run_metrics(lines, Scoring("reg2rg", REGIONS, label), baselines)
     folder.mkdir(parents=True)
-    write_table_of(folder / "per_study.csv", list(SAID), result)
+    write_table(folder / "per_study.csv", table_of(list(SAID), result))
     result = {"phantom": True, "split": "validation"} | result
     (folder / "metrics.json").write_text(json.dumps(result))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -18,7 +18,7 @@ from zoo.command import UsageError
 from zoo.metrics import DEFAULT_PROTOCOL
 from zoo.metrics.baselines import report_of, trivial_reports
 from zoo.metrics.pairs import Tools, default_cache
-from zoo.metrics.per_study import write_table_of
+from zoo.metrics.per_study import table_of, write_table
 from zoo.metrics.protocols import PROTOCOLS
 from zoo.metrics.run import Scoring, quick_metrics, run_metrics
 from zoo.metrics.table import absent_metrics
@@ -142,7 +142,7 @@ class ClinicalEfficacy(L.Callback):
 
 def _write(run: RunDirectory, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
     atomic_write(run.predictions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_table_of(run.per_study, [line["id"] for line in lines], result)
+    write_table(run.per_study, table_of([line["id"] for line in lines], result))
     atomic_write(run.metrics, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 

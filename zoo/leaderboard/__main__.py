@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     more = result.add_argument_group("with these")
     more.add_argument("--check", metavar="SUBMISSION", type=Path, nargs="*", help="recompute submissions from their "
                       "own numbers (default: all there are); with --readme: only say whether it is right")  # fmt: skip
+    more.add_argument("--common", action="store_true", help="with --compare: only the studies that all systems have")
     more.add_argument("--split", metavar="S", help="of the predictions file that --add takes")
     more.add_argument("--name", help="of the submission that --add makes")
     more.add_argument(
@@ -202,7 +203,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     systems = load_systems(options.compare, options.protocol)
     sets = options.metrics if not options.plot else [key for key in options.metrics or () if not _is_label_set(key)]
-    found = compare(systems, sets or None)
+    found = compare(systems, sets or None, common=options.common)
     show(found)
     if options.json:
         _write(options.json, found.as_json())

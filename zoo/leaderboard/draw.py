@@ -64,15 +64,16 @@ def draw_comparison(systems: Sequence[System], found: Comparison, metric: str | 
         points = [Point(system.name, entries[system.name].value, entries[system.name].ci95) for system in systems]
         plot_points(points, label_of(metric), path, title=title, phantom=found.phantom)
     else:
-        values = {}
-        for system in systems:
-            tables = [run.table.metric(metric) for run in system.runs]
-            values[system.name] = [float(aggregate(table.sum(0), len(table))) for table, aggregate in tables]
+        values = {name: entry.values for name, entry in found.metrics[metric].items()}
         plot_seeds(values, label_of(metric), path, title=title, phantom=found.phantom)
 
 
 def _classes(systems: Sequence[System], name: str) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Label → system → F1 of its first run, and each label's number of references."""
+    """Label → system → F1, and each label's number of references.
+
+    Raises:
+        UsageError: A system has several runs, the systems have different studies, or one lacks these labels.
+    """
     from zoo.metrics.per_study import statistics_columns
     from zoo.metrics.protocols import PROTOCOLS
 
@@ -90,6 +91,10 @@ def _classes(systems: Sequence[System], name: str) -> tuple[dict[str, dict[str, 
         raise UsageError(
             f"no metric and no set of labels {name!r} in all of these; compared were the metrics that all have"
         )
+    if any(len(system.runs) > 1 for system in systems):
+        raise UsageError("bars for each class are drawn of one run a system")
+    if len({frozenset(system.runs[0].table.ids) for system in systems}) > 1:
+        raise UsageError("bars for each class are drawn of systems on the same studies")
     classes: dict[str, dict[str, float]] = {label: {} for label in corpus.labels}
     support: dict[str, int] = {}
     for system in systems:

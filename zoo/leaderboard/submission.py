@@ -95,12 +95,11 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
         UsageError: One of them is missing, or the name is taken.
         DataFault: The file is at fault.
     """
-    import numpy as np
 
     from zoo.environment import versions
     from zoo.evaluate import KNOWN_COLUMNS
     from zoo.metrics.engine import evaluate
-    from zoo.metrics.per_study import StudyTable
+    from zoo.metrics.per_study import table_of
     from zoo.metrics.predictions import read_predictions
 
     needed = [f"--{key}" for key in ("method", "dataset", "split", "protocol") if not said.get(key)]
@@ -112,8 +111,7 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
     _, rows = read_predictions(file, (None, None, None), KNOWN_COLUMNS)
     ids, references, predictions = zip(*rows, strict=True)
     metrics = evaluate(references, predictions, ids, protocol, per_study=True, progress=True)
-    columns = {key: np.asarray(values, dtype=np.float64) for key, values in metrics["per_study"].items()}
-    table = StudyTable(list(ids), columns, metrics["protocol"], metrics["version"])
+    table = table_of(ids, metrics)
     content = {key: said[key] for key in ("method", "dataset", "split")}
     content |= {"phantom": bool(said.get("phantom")), "status": status}
     pairs = json.dumps(sorted(zip(ids, references, strict=True)), ensure_ascii=False)

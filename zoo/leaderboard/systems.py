@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from zoo.command import UsageError
 from zoo.leaderboard.submission import read_submission
-from zoo.metrics.per_study import StudyTable, read_table
+from zoo.metrics.per_study import StudyTable, read_table, table_of
 from zoo.metrics.protocols import PROTOCOLS
 
 IN_RUN = ("per_study.csv", "predictions.jsonl")  # files that every run has, so that the folder names them
@@ -147,9 +145,7 @@ def _score(path: Path, protocol: str) -> Run:
     _, rows = read_predictions(path, (None, None, None), KNOWN_COLUMNS)
     ids, references, predictions = zip(*rows, strict=True)
     result = evaluate(references, predictions, ids, protocol, resamples=0, per_study=True, progress=True)
-    columns = {name: np.asarray(column, dtype=np.float64) for name, column in result["per_study"].items()}
-    table = StudyTable(list(ids), columns, result["protocol"], result["version"])
-    return Run(table, str(path), references={study: _hash(text) for study, text, _ in rows})
+    return Run(table_of(ids, result), str(path), references={study: _hash(text) for study, text, _ in rows})
 
 
 def _references(path: Path) -> dict[str, str]:

@@ -93,10 +93,10 @@ def write_table(path: Path, table: StudyTable) -> None:
     atomic_write(path, text.getvalue())
 
 
-def write_table_of(path: Path, ids: Sequence[str], result: dict[str, Any]) -> None:
-    """Takes `per_study` out of `engine.evaluate`'s dictionary and writes it as a table."""
-    columns = {name: np.asarray(column) for name, column in result.pop("per_study").items()}
-    write_table(path, StudyTable(list(ids), columns, result["protocol"], result["version"]))
+def table_of(ids: Sequence[str], result: dict[str, Any]) -> StudyTable:
+    """`engine.evaluate`'s `per_study` as a table; it is taken out of the dictionary."""
+    columns = {name: np.asarray(column, dtype=np.float64) for name, column in result.pop("per_study").items()}
+    return StudyTable(list(ids), columns, result["protocol"], result["version"])
 
 
 def _short(value: float) -> str:

@@ -120,7 +120,8 @@ def _cider(tokenise: Tokenise, tokens: str) -> dict[str, Metric]:
 def _meteor_15(tokenise: Tokenise | None, tokens: str, name: str, key: str = "meteor") -> dict[str, Metric]:
     how = f"METEOR 1.5 (English, normalised) on {tokens}; aggregate of its statistics over studies"
     corpus = meteor_statistics(f"meteor_15_{name}")
-    return {key: Metric("METEOR 1.5", partial(meteor_15, tokenise=tokenise), how, cheap=False, corpus=corpus)}
+    label = "METEOR" if key == "meteor" else "METEOR 1.5"
+    return {key: Metric(label, partial(meteor_15, tokenise=tokenise), how, cheap=False, corpus=corpus)}
 
 
 _NLTK = "NLTK (alpha 0.9, beta 3, gamma 0.5), WordNet 3.0; mean over studies"
