@@ -39,6 +39,7 @@ def test_zoo(command: str, tmp_path: Path) -> None:
         arguments.append("--dry-run")
     elif any(EXAMPLES.search(argument) for argument in arguments):  # the reader's own files
         arguments = ["--help"]
+    arguments = [str(tmp_path / argument) if argument.endswith(".html") else argument for argument in arguments]
     line = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

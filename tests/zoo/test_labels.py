@@ -5,7 +5,15 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multilabel_f1_score, multilabel_precision, multilabel_recall
 
-from zoo.metrics.labels import averaged, by_study, class_figures, counts, finding_scores, label_metrics
+from zoo.metrics.labels import (
+    averaged,
+    by_study,
+    class_figures,
+    counts,
+    finding_intervals,
+    finding_scores,
+    label_metrics,
+)
 from zoo.metrics.pairs import Pairs
 
 KINDS = [(average, figure) for average in ("micro", "macro", "weighted") for figure in ("precision", "recall", "f1")]
@@ -25,6 +33,16 @@ def test_nothing_to_find_is_zero():
     scores = finding_scores([frozenset()], [frozenset()])
     assert scores["micro"] == scores["macro"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     assert scores["labels"] == {}
+
+
+def test_intervals_of_findings_by_enumeration():
+    references = [frozenset("a"), frozenset("b")]
+    predictions = [frozenset("a"), frozenset("c")]
+    intervals = finding_intervals(references, predictions, 999)
+    # Of the four resamples one has only the study that is right, one only the other.
+    assert intervals["micro"] == {figure: [0.0, 1.0] for figure in ("precision", "recall", "f1")}
+    assert intervals["macro"]["f1"] == [0.0, 0.5]  # of a and b; where one is absent it counts 0
+    assert finding_intervals(references[:1], predictions[:1], 99)["micro"]["f1"] is None
 
 
 def counts_by_hand() -> np.ndarray:

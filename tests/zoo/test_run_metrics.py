@@ -76,6 +76,7 @@ def test_a_runs_figures_stand_beside_its_baselines():
     metrics = result["metrics"]
     assert metrics["phantom_findings_micro_f1"] == {
         "value": pytest.approx(2 / 3),
+        "ci95": [0.0, pytest.approx(2 / 3)],
         "protocol": "phantom_findings",
         "version": 1,
     }
@@ -127,7 +128,7 @@ def test_the_table_shows_the_method_beside_its_baselines_and_says_phantom():
     assert "phantom" in text.splitlines()[0]
     assert "2 studies, protocol reg2rg (version 1)" in text.splitlines()[0]
     row = next(line for line in text.splitlines() if "findings micro F1" in line)
-    assert [cell.strip() for cell in row.split("│")[2:6]] == ["0.6667", "–", "0.0000", "0.5000"]
+    assert [cell.strip() for cell in row.split("│")[2:6]] == ["0.6667", "0.000–0.667", "0.0000", "0.5000"]
     assert "METEOR absent: WordNet 3.0 is not at hand. To have it: install it." in text
     assert "frequent" in text  # "most frequent report", on three lines
     assert "KL divergence" in text

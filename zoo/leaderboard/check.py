@@ -238,23 +238,18 @@ def _figure_faults(content: Mapping[str, Any], table: StudyTable) -> Iterator[st
 
 
 def _class_faults(content: Mapping[str, Any], table: StudyTable, rules: Protocol) -> Iterator[str]:
+    import numpy as np
+
+    from zoo.metrics.labels import class_figures
+
     for key, labels in content.get("classes", {}).items():
         corpus = next(metric.corpus for metric in rules.metrics.values() if metric.corpus and metric.corpus.name == key)
         columns = [f"{key}.{column}" for column in corpus.columns]
         if not set(columns) <= set(table.columns):
             yield f"classes {key}: per_study.csv lacks its columns, so nobody can check it"
             continue
-        sums = [float(table.columns[column].sum()) for column in columns]
-        size = len(corpus.labels)
-        for place, label in enumerate(corpus.labels):
-            tp, fp, fn = sums[place], sums[size + place], sums[2 * size + place]
-            should = {
-                "precision": tp / (tp + fp) if tp + fp else 0.0,
-                "recall": tp / (tp + fn) if tp + fn else 0.0,
-                "f1": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0,
-                "support": tp + fn,
-                "predicted": tp + fp,
-            }
+        sums = np.array([table.columns[column].sum() for column in columns])
+        for label, should in class_figures(sums, corpus.labels).items():
             for figure, value in should.items():
                 yield from _compare(f"classes {key} {label} {figure}", labels.get(label, {}).get(figure), value)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from zoo.metrics.pairs import Corpus, Pairs, Score
+from zoo.metrics.significance import bootstrap_ci, resample_sums
 
 Label = Callable[[str], frozenset[str]]
 # The phantom's labeller reads back the phantom's own phrases. Its figures say nothing about any clinical labeller's.
@@ -160,6 +161,28 @@ def finding_scores(references: Sequence[frozenset[str]], predictions: Sequence[f
         "macro": {figure: sum(row[figure] for row in held) / len(held) if held else 0.0 for figure in FIGURES},
         "labels": labels,
     }
+
+
+def finding_intervals(
+    references: Sequence[frozenset[str]], predictions: Sequence[frozenset[str]], resamples: int
+) -> dict[str, dict[str, list[float] | None]]:
+    """95 % bootstrap intervals over studies of `finding_scores`' `micro` and `macro`.
+
+    Macro stays over the labels that the references hold as a whole; one that a resample lacks counts 0 there.
+    """
+    held = sorted(frozenset().union(*references))
+    every = [*held, *sorted(frozenset().union(*predictions) - set(held))]
+    table = counts(_indicators(references, every), _indicators(predictions, every))
+    n, kept = len(table), np.tile(np.arange(len(every)) < len(held), 3)
+    sums = resample_sums(table, resamples)
+    intervals: dict[str, dict[str, list[float] | None]] = {}
+    for average, columns in (("micro", np.ones_like(kept)), ("macro", kept)):
+        chosen = sums[:, columns]
+        intervals[average] = {}
+        for figure in FIGURES:
+            found = bootstrap_ci(chosen, lambda rows, n, a=average, f=figure: averaged(rows, a, f), n)  # type: ignore[misc]
+            intervals[average][figure] = None if found is None else list(found)
+    return intervals
 
 
 def _indicators(findings: Sequence[frozenset[str]], labels: Sequence[str]) -> np.ndarray:

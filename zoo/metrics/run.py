@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoo.metrics.engine import RESAMPLES, evaluate
-from zoo.metrics.labels import PHANTOM_FINDINGS, Label, finding_scores
+from zoo.metrics.labels import PHANTOM_FINDINGS, Label, finding_intervals, finding_scores
 from zoo.metrics.lengths import length_distribution
 from zoo.metrics.pairs import Tools
 from zoo.metrics.protocols import PROTOCOLS, RULES14
@@ -77,14 +77,14 @@ def _report_metrics(
     lines: Sequence[Line], scoring: Scoring, cheap: bool = False, progress: bool = False
 ) -> dict[str, Any]:
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
-    ids = [line["id"] for line in lines]
+    ids, resamples = [line["id"] for line in lines], 0 if cheap else RESAMPLES
     result = evaluate(
         references,
         predictions,
         ids,
         scoring.protocol,
         cheap=cheap,
-        resamples=0 if cheap else RESAMPLES,
+        resamples=resamples,
         per_study=not cheap,
         progress=progress,
         tools=scoring.tools,
@@ -94,7 +94,7 @@ def _report_metrics(
     if scoring.rules14:
         add_rules14(result, references, predictions, ids)
     if scoring.label is not None:
-        _add_findings(result, references, predictions, scoring.label)
+        _add_findings(result, references, predictions, scoring.label, resamples)
     return result
 
 
@@ -107,7 +107,9 @@ def add_rules14(
         result[part] |= scored[part]
 
 
-def _add_findings(result: dict[str, Any], references: Sequence[str], predictions: Sequence[str], label: Label) -> None:
+def _add_findings(
+    result: dict[str, Any], references: Sequence[str], predictions: Sequence[str], label: Label, resamples: int
+) -> None:
     try:
         read = {text: label(text) for text in dict.fromkeys([*references, *predictions])}
     except Exception as error:  # a labeller's fault must not cost the other figures
@@ -115,10 +117,13 @@ def _add_findings(result: dict[str, Any], references: Sequence[str], predictions
         entry = {"value": None, "status": "failed", "reason": reason, "how_to": "repair the labeller"}
         result["skipped"]["phantom_findings"] = entry
         return
-    scores = finding_scores([read[text] for text in references], [read[text] for text in predictions])
+    sides = [read[text] for text in references], [read[text] for text in predictions]
+    scores = finding_scores(*sides)
+    intervals = finding_intervals(*sides, resamples) if resamples else {}
     for average in ("micro", "macro"):
         for key, value in scores[average].items():
-            result["metrics"][f"phantom_findings_{average}_{key}"] = {"value": value, **PHANTOM_FINDINGS}
+            interval = {"ci95": intervals[average][key]} if intervals else {}
+            result["metrics"][f"phantom_findings_{average}_{key}"] = {"value": value, **interval, **PHANTOM_FINDINGS}
     result["findings"] = {"references": "the labeller on the reference text", "labels": scores["labels"]}
 
 
