@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     # Behind the parsing, so that --help answers at once.
     from zoo.metrics.engine import evaluate
+    from zoo.metrics.lengths import length_distribution
     from zoo.metrics.pairs import Tools, default_cache
     from zoo.metrics.per_study import table_of, write_table
     from zoo.metrics.predictions import read_predictions
@@ -68,6 +69,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     result = evaluate(references, predictions, ids, options.protocol, per_study=True, progress=True, tools=tools)
     if options.rules14:
         add_rules14(result, references, predictions, ids)
+    result["length"] = length_distribution(references, predictions, PROTOCOLS[options.protocol].prepare)
     regions = region_scores_of_texts(references, predictions, ids, options.protocol, tools)
     if regions:
         result["regions"] = regions

@@ -1,20 +1,23 @@
 """`zoo.evaluate` from the command line, and the engine behind it."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from datamodules.study import DataFault
 from zoo.evaluate import main
 from zoo.metrics import engine
 from zoo.metrics.engine import evaluate
-from zoo.metrics.pairs import MetricUnavailable, Pairs
+from zoo.metrics.pairs import MetricUnavailable, Pairs, Score, Tools
 from zoo.metrics.per_study import read_table
+from zoo.metrics.weights import locate
 
 TEXT = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_1", "rouge_2", "rouge_l", "meteor", "cider"}
 LABELS = {
@@ -164,6 +167,24 @@ def test_scoring_loads_no_network_library(tmp_path):
 
 
 # The engine
+
+
+def test_the_record_names_the_weights_that_were_used(tmp_path, monkeypatch):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "net.pth").write_bytes(b"weights")
+
+    def heavy(pairs: Pairs):
+        locate("some", ["net.pth"], pairs.tools, how_to="put it there")
+        return Score(np.ones(len(pairs)))
+
+    metrics = dict(engine.PROTOCOLS["reg2rg"].metrics)
+    protocol = dataclasses.replace(
+        engine.PROTOCOLS["reg2rg"], metrics={"rouge_1": dataclasses.replace(metrics["rouge_1"], score=heavy)}
+    )
+    tools = Tools(weights=tmp_path)
+    used = evaluate(["a"], ["a"], ["1"], protocol, tools=tools)["provenance"]["weights"]
+    assert used == {"some/net.pth": hashlib.sha256(b"weights").hexdigest()}
+    assert evaluate(["a"], ["a"], ["1"], "overlay", cheap=True, tools=tools)["provenance"]["weights"] == {}
 
 
 def test_a_failing_metric_leaves_the_others(monkeypatch):

@@ -7,6 +7,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoo.metrics.pairs import MetricUnavailable, Pairs, Score, Tools
 from zoo.metrics.per_study import columns_of
 from zoo.metrics.protocols import PROTOCOLS, Metric, Protocol
 from zoo.metrics.significance import RESAMPLES, Aggregate, bootstrap_ci, mean, resample_sums
+from zoo.metrics.weights import sha256_of
 
 
 def evaluate(
@@ -60,6 +62,7 @@ def evaluate(
     """
     rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     _check(references, predictions, ids)
+    tools = replace(tools or Tools(), used={})
     pairs = Pairs([rules.prepare(text) for text in references], [rules.prepare(text) for text in predictions], tools)
     chosen = {key: metric for key, metric in rules.metrics.items() if metric.cheap or not cheap}
     scores: dict[str, Score] = {}
@@ -85,7 +88,8 @@ def evaluate(
         "metrics": summaries(scores, rules, resamples),
         "classes": _classes(scores, rules),
         "skipped": skipped,
-        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples),
+        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples)
+        | {"weights": {name: sha256_of(path) for name, path in sorted(tools.used.items())}},
     }
     return result | ({"per_study": {name: column.tolist() for name, column in table.items()}} if per_study else {})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,12 +37,14 @@ class Tools:
         online: Whether weights may be fetched from the hub.
         device: `cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU where there is one.
         cache: Where labels of texts are kept from one call to the next, by the texts' hashes; `None` keeps none.
+        used: The files that were found and used, by name, for the record.
     """
 
     weights: Path | None = None
     online: bool = False
     device: str = "auto"
     cache: Path | None = None
+    used: dict[str, Path] = field(default_factory=dict, compare=False)
 
 
 def default_cache() -> Path:

@@ -39,7 +39,7 @@ def locate(
     """Finds a metric's files without importing anything heavy.
 
     Looks in `tools.weights`/`folder`, `$ZOO_WEIGHTS`/`folder`, each of `elsewhere`, the local hub cache, and, only with
-    `tools.online`, the hub.
+    `tools.online`, the hub. What is found is noted in `tools.used`.
 
     Args:
         folder: The metric's folder name below a folder of weights.
@@ -74,6 +74,7 @@ def locate(
     if missing:
         nowhere = "" if searched else f"; nowhere to look, as ${VARIABLE} is not set"
         raise MetricUnavailable(f"{' and '.join(missing)} not found{nowhere}", how_to, searched)
+    tools.used.update({f"{folder}/{name}": path for name, path in found.items()})
     return found
 
 
