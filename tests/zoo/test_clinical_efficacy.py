@@ -14,6 +14,7 @@ from lit_modules.report_generator import RegionReport, Report, ReportGenerator
 from zoo.callbacks.clinical_efficacy import ClinicalEfficacy, check_complete
 from zoo.command import UsageError
 from zoo.metrics import engine
+from zoo.metrics.per_study import read_table
 
 HEARTS, LUNGS = ("The heart is normal.", "The heart is big."), ("The lungs are clear.", "A nodule is seen.")
 
@@ -55,6 +56,10 @@ class Parrot(ReportGenerator):
 
     def generate(self, batch):
         return [self.report(int(name)) for name in batch["ids"] if name not in self.forget]
+
+    def embed(self, batch):
+        """Sees whether a number is odd, beside much that all studies share."""
+        return torch.tensor([[9.0, float(int(name) % 2)] for name in batch["ids"]])
 
     def report(self, number):
         regions = (RegionReport("heart", "heart", HEARTS[number % 2]), RegionReport("lung", None, LUNGS[0]))
@@ -130,6 +135,10 @@ def test_test_writes_and_logs_everything(tmp_path):
     assert result["baselines"]["most_frequent_report"]["metrics"]["phantom_findings_micro_f1"]["value"] == 0.0
     assert logged["test/bleu_4"] == pytest.approx(result["metrics"]["bleu_4"]["value"], abs=1e-6)
     assert {f"test/{key}" for key in result["metrics"]} == set(logged)
+    table = read_table(tmp_path / "per_study.csv")
+    assert table.ids == ["0", "1", "2", "3", "4"]
+    assert table.columns["bleu_4"].mean() == result["metrics"]["bleu_4"]["value"]
+    assert "nearest_training_report" not in result["baselines"]  # not a phantom
 
 
 def test_the_same_predictions_give_the_same_file(tmp_path):
@@ -214,12 +223,26 @@ class WriteDown(L.Callback):
         (Path(trainer.default_root_dir) / f"rank{trainer.global_rank}").write_text(str(value))
 
 
+def test_the_nearest_training_report_is_a_baseline_where_asked_for(tmp_path):
+    trainer(tmp_path, callbacks=[ClinicalEfficacy(nearest_report=True)]).test(Parrot(), data(tmp_path), verbose=False)
+    baselines = json.loads((tmp_path / "metrics.json").read_text())["baselines"]
+    # Training and test studies of one parity have the same report, which the embedding tells apart.
+    assert baselines["nearest_training_report"]["metrics"]["bleu_4"]["value"] == 1.0
+    assert baselines["most_frequent_report"]["metrics"]["bleu_4"]["value"] < 1.0
+
+
+def test_a_method_without_an_embedding_has_no_nearest_report(tmp_path, monkeypatch):
+    monkeypatch.delattr(Parrot, "embed")
+    trainer(tmp_path, callbacks=[ClinicalEfficacy(nearest_report=True)]).test(Parrot(), data(tmp_path), verbose=False)
+    assert "nearest_training_report" not in json.loads((tmp_path / "metrics.json").read_text())["baselines"]
+
+
 def test_two_processes_give_what_one_gives(tmp_path):
     """Five studies on two processes: one is padded, and must not be counted twice."""
     for name, processes in (("one", {}), ("two", {"devices": 2, "strategy": "ddp_fork"})):
-        run = trainer(tmp_path / name, callbacks=[ClinicalEfficacy(), WriteDown()], **processes)
+        run = trainer(tmp_path / name, callbacks=[ClinicalEfficacy(nearest_report=True), WriteDown()], **processes)
         run.test(Parrot(), data(tmp_path), verbose=False)
-    for file in ("metrics.json", "predictions.jsonl"):
+    for file in ("metrics.json", "predictions.jsonl", "per_study.csv"):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
     written = {(tmp_path / place).read_text() for place in ("one/rank0", "two/rank0", "two/rank1")}
     assert len(written) == 1
