@@ -14,7 +14,7 @@ import yaml
 from datamodules.study import DataFault
 from zoo.command import UsageError
 from zoo.leaderboard.__main__ import main
-from zoo.leaderboard.board import load_board
+from zoo.leaderboard.board import comparable, load_board
 from zoo.leaderboard.check import check
 from zoo.leaderboard.submission import add_predictions, add_run, rows_of
 from zoo.metrics.per_study import table_of, write_table
@@ -351,6 +351,17 @@ def test_a_predictions_file_needs_to_be_told_what_it_is_of(
     edited(made, lambda content: content["metrics"]["bleu_4"].update(value=0.9))
     assert main(["--check", str(made)]) == 3
     assert "bleu_4 value" in capsys.readouterr().out
+
+
+def test_a_submission_of_one_region_stands_among_the_regions(run: Path, tmp_path: Path) -> None:
+    said = {"method": "Anna's", "dataset": "RadGenome-ChestCT", "split": "test", "protocol": "reg2rg", "subset": "lung"}
+    made = add_predictions(run / "predictions.jsonl", tmp_path / "to", **said)
+    assert made.name == "anna-s-radgenome-chestct-lung-reg2rg"
+    (row,) = [row for row in load_board([made]) if row.paper == made.name]
+    assert (row.subset, row.parts, row.status) == ("lung", "by region", "recomputed")
+    published = [other for other in load_board() if other.subset == "lung" and other.table == "IV"]
+    assert published and not any(comparable(row, other) for other in published), "another number of studies"
+    assert main(["--add", str(run), "--subset", "lung"]) == 2
 
 
 def test_a_name_stands_for_one_submission(run: Path, submission: Path, tmp_path: Path) -> None:

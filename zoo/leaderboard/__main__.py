@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
                       "own numbers (default: all there are); with --readme: only say whether it is right")  # fmt: skip
     more.add_argument("--common", action="store_true", help="with --compare: only the studies that all systems have")
     more.add_argument("--split", metavar="S", help="of the predictions file that --add takes")
+    more.add_argument("--subset", metavar="S", help="what that file speaks of, if not of whole reports: a region")
     more.add_argument("--name", help="of the submission that --add makes")
     more.add_argument(
         "--to", metavar="FOLDER", type=Path, default=OWN, help="where --add puts it (default: ./%(default)s)"
@@ -152,9 +153,11 @@ def _write(path: Path | None, text: str) -> None:
 def _add(options: argparse.Namespace) -> None:
     from zoo.leaderboard.submission import add_predictions, add_run
 
-    said = {key: getattr(options, key) for key in ("method", "dataset", "split", "protocol", "status", "phantom")}
+    said = {
+        key: getattr(options, key) for key in ("method", "dataset", "split", "subset", "protocol", "status", "phantom")
+    }
     if options.add.is_dir():
-        fixed = [f"--{key}" for key in ("protocol", "status", "phantom") if said[key] is not None]
+        fixed = [f"--{key}" for key in ("subset", "protocol", "status", "phantom") if said[key] is not None]
         if fixed:
             raise UsageError(f"{options.add} is a run, which says itself what {', '.join(fixed)} would; leave it out")
         print(add_run(options.add, options.to, options.name, **said))

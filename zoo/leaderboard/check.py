@@ -23,7 +23,7 @@ _WORDS = 10
 _HEX = {"config_sha256": 64, "data_fingerprint": 64, "predictions_sha256": 64, "per_study_sha256": 64, "git_commit": 40}
 _TOP = {"format", "name", "method", "dataset", "split", "phantom", "status", "protocol", "version", "n",
         "n_empty_predictions", "metrics", "skipped", "provenance"}  # fmt: skip
-_OPTIONAL = {"method_id", "recipe", "classes", "baselines", "regions"}
+_OPTIONAL = {"subset", "method_id", "recipe", "classes", "baselines", "regions"}
 _PROVENANCE = {*_HEX, "environment", "seed", "created_from"}
 _CLASS = {"precision", "recall", "f1", "support", "predicted"}
 _RECOGNITION = {"precision", "recall", "f1", "tp", "fp", "fn"}

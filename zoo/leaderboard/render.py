@@ -211,7 +211,7 @@ def show(rows: Iterable[Row], console: Console) -> None:
         )
         first = min(34, max(len(_head(view, row, view.rows[:1])) for row in view.rows))
         for columns in _blocks(view, console.width - first - 4):
-            for _, group in groupby(view.rows, key=lambda row: (row.source, row.what)):
+            for _, group in groupby(view.rows, key=_section_of):
                 _print_section(view, list(group), columns, first, console)
         console.print()
         for number, note in enumerate(view.notes, 1):
@@ -221,8 +221,13 @@ def show(rows: Iterable[Row], console: Console) -> None:
         console.print()
 
 
+def _section_of(row: Row) -> tuple[str, ...]:
+    """What stands under one line: a printed table, or all that was measured in one way."""
+    return (row.source, row.what) if row.table is not None else (row.status,)
+
+
 def _print_section(view: View, rows: list[Row], columns: Sequence[str], first: int, console: Console) -> None:
-    """The rows of one printed table, or of one submission, under a line that says what holds for all of them."""
+    """The rows of one printed table, or of submissions, under a line that says what holds for all of them."""
     from rich import box
     from rich.table import Table
 
@@ -232,7 +237,9 @@ def _print_section(view: View, rows: list[Row], columns: Sequence[str], first: i
     ]
     if not shown:
         return
-    said = [rows[0].source + (f": {rows[0].what}" if rows[0].what else ""), *_uniform(rows)]
+    sources = list(dict.fromkeys(row.source for row in rows))
+    source = sources[0] if len(sources) == 1 else f"{len(sources)} submissions"
+    said = [source + (f": {rows[0].what}" if rows[0].what else ""), *_uniform(rows)]
     console.print(f"\n [italic]{_plain('; '.join(said) + ranges(_shared(view, rows)))}[/italic]", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", width=first, overflow="fold")

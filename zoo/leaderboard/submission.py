@@ -89,13 +89,12 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
         file: `.csv` or `.jsonl`, with columns as `zoo.evaluate` finds them.
         to: Where submissions lie.
         name: The submission's name; by default made of method, dataset and protocol.
-        **said: `method`, `dataset`, `split`, `protocol`, and by choice `status` and `phantom`.
+        **said: `method`, `dataset`, `split`, `protocol`, and by choice `subset`, `status` and `phantom`.
 
     Raises:
         UsageError: One of them is missing, or the name is taken.
         DataFault: The file is at fault.
     """
-
     from zoo.environment import versions
     from zoo.evaluate import KNOWN_COLUMNS
     from zoo.metrics.engine import evaluate
@@ -113,6 +112,7 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
     metrics = evaluate(references, predictions, ids, protocol, per_study=True, progress=True)
     table = table_of(ids, metrics)
     content = {key: said[key] for key in ("method", "dataset", "split")}
+    content |= {"subset": said["subset"]} if said.get("subset") else {}
     content |= {"phantom": bool(said.get("phantom")), "status": status}
     pairs = json.dumps(sorted(zip(ids, references, strict=True)), ensure_ascii=False)
     provenance = {
@@ -124,9 +124,8 @@ def add_predictions(file: Path, to: Path, name: str | None = None, **said: Any) 
         "git_commit": None,
         "created_from": "predictions",
     }
-    return _write(
-        to, name or " ".join((said["method"], said["dataset"], protocol)), content, metrics, provenance, table
-    )
+    made_of = [said["method"], said["dataset"], said.get("subset"), protocol]
+    return _write(to, name or " ".join(filter(None, made_of)), content, metrics, provenance, table)
 
 
 def _write(
@@ -282,7 +281,8 @@ def read_submission(folder: Path) -> dict[str, Any]:
 def rows_of(folder: Path) -> list[Row]:
     """A submission's rows: one for each protocol among its figures, for each trivial baseline, for each region."""
     content = read_submission(folder)
-    rows = _rows(content, folder, content["method"], content["metrics"], content["n"], absent=content["skipped"])
+    whole = {"absent": content["skipped"], "subset": content.get("subset")}
+    rows = _rows(content, folder, content["method"], content["metrics"], content["n"], **whole)
     for baseline, entry in content.get("baselines", {}).items():
         rows += _rows(content, folder, baseline.replace("_", " "), entry["metrics"], content["n"], baseline=baseline)
     recognised = content["metrics"].get("region_f1")
