@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.masks import REGIONS
@@ -223,4 +224,6 @@ def splice(tokens: Tensor, words: nn.Module, rows: Tensor, base: int) -> Tensor:
     special = tokens >= base
     study, position = special.nonzero(as_tuple=True)
     text = words(tokens.masked_fill(special, 0)).to(rows.dtype)
-    return text.index_put((study, position), rows[study, tokens[study, position] - base])
+    # Frame tokens are picked many times. Indexing would sum their gradients in whatever order threads come by.
+    picked = F.embedding(study * rows.shape[1] + tokens[study, position] - base, rows.flatten(0, 1))
+    return text.index_put((study, position), picked)
