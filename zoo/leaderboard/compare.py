@@ -138,6 +138,7 @@ def compare(
     if len(runs) == len(systems):
         rows = _paired([group[0] for group in groups], trials, resamples, seed)
         test, effect = _paired_test(len(shared), trials, resamples, seed), "Cohen's d_z over studies"
+        notes.append("One run a system: how much another seed would change is in no interval and no p.")
     else:
         rows = _over_runs(groups, keys, alternative)
         test, effect = _welch_test(alternative), "Hedges' g over runs"
