@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +15,14 @@ from rich.progress import track
 
 from datamodules.study import DataFault, Study
 from zoo.gallery.page import Entry, RegionRow, document, figure, index_row, study_section
-from zoo.gallery.slices import draw
+from zoo.gallery.slices import Pictures, draw
 from zoo.metrics import nlg
 from zoo.metrics.pairs import Pairs
 from zoo.metrics.tokenise import tokenise_13a, tokenise_rouge
 from zoo.run_directory import atomic_write
 
 Labeller = Callable[[str], frozenset[str]]
+DRAWERS = 4  # studies that are drawn at a time
 
 
 class Source(Protocol):
@@ -58,9 +61,14 @@ def write_gallery(folder: Path, datamodule: Source, limit: int = 40) -> Path:
     regions = list(dict.fromkeys([*datamodule.regions, *(row.region for entry in drawn for row in entry.regions)]))
     columns = list(dict.fromkeys(name for entry in drawn for name in entry.scores))
     rows, sections = [], []
-    for position, entry in enumerate(track(drawn, description="Drawing the gallery")):
+
+    def pictured(entry: Entry) -> Pictures | None:
         study = datamodule.read(entry.study)
-        pictures = None if study.volume is None else draw(study)
+        return None if study.volume is None else draw(study)
+
+    with ThreadPoolExecutor(min(DRAWERS, os.cpu_count() or 1)) as pool:  # unpacking and compressing leave Python's lock
+        pictures_of = list(track(pool.map(pictured, drawn), description="Drawing the gallery", total=len(drawn)))
+    for position, (entry, pictures) in enumerate(zip(drawn, pictures_of, strict=True)):
         rows.append(index_row(entry, pictures, f"study-{position}", columns))
         sections.append(study_section(entry, pictures, regions, f"study-{position}"))
     phantom = bool(datamodule.is_phantom())
