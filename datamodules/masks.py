@@ -1,8 +1,12 @@
-"""Region masks: the ten regions of RadGenome-ChestCT, and how other label schemes give them."""
+"""Masks: the ten regions of RadGenome-ChestCT, how other label schemes give them, and masks of boxes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1, as fractions of the image's width and height
 
 # RadGenome-ChestCT's regions in their order and spelling (the last one is the dataset's own).
 REGIONS = (
@@ -63,3 +67,50 @@ def regions_from_labels(labels: np.ndarray) -> dict[str, np.ndarray]:
         if mask.any():
             masks[region] = mask
     return masks
+
+
+def box_mask(boxes: Iterable[Box], width: int, height: int) -> np.ndarray:
+    """What a set of boxes covers, as RegionFormer's code draws it.
+
+    Edges are rounded to whole pixels, halves to the even one, and clipped to the image; the last pixel is exclusive. A
+    box that keeps no pixel adds nothing.
+
+    Args:
+        boxes: As fractions of the image's width and height; they may reach out of it.
+        width: Columns of the mask.
+        height: Rows of the mask.
+
+    Returns:
+        {0, 1} uint8, `(row, column)`.
+    """
+    mask = np.zeros((height, width), np.uint8)
+    for box in boxes:
+        x0, x1 = (min(width, max(0, round(x * width))) for x in box[::2])
+        y0, y1 = (min(height, max(0, round(y * height))) for y in box[1::2])
+        mask[y0:y1, x0:x1] = 1  # empty where an edge lies behind its opposite
+    return mask
+
+
+def disturbed_box(box: Box, draw: tuple[float, float, float], level: int) -> Box:
+    """A box that was marked carelessly (RegionFormer, §4.3 and Table 3).
+
+    The paper says: shifted by up to ±16 % of the image and scaled by 1 ± 50 %, both times level / 5, clipped, and left
+    as it was where nothing remains. That the three numbers are uniform, and the box is scaled about its centre, is our
+    reading; no code of it was released.
+
+    Args:
+        box: As fractions of the image's width and height.
+        draw: Three numbers in [-1, 1]: for the shifts along x and y, and for the scale.
+        level: 0 (the box as it is) to 5.
+    """
+    if level == 0:
+        return box
+    x0, y0, x1, y1 = box
+    share = level / 5
+    x, y = (x0 + x1) / 2 + 0.16 * share * draw[0], (y0 + y1) / 2 + 0.16 * share * draw[1]
+    scale = 1 + 0.5 * share * draw[2]
+    half_width, half_height = scale * (x1 - x0) / 2, scale * (y1 - y0) / 2
+    left, top, right, bottom = (
+        min(1.0, max(0.0, edge)) for edge in (x - half_width, y - half_height, x + half_width, y + half_height)
+    )
+    return (left, top, right, bottom) if left < right and top < bottom else box
