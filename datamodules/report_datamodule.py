@@ -21,7 +21,6 @@ from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
 
 PHANTOM_MARKER = "PHANTOM.json"
-SPLITS = ("train", "validation")
 
 
 class Preprocessor(Protocol):
@@ -85,6 +84,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
 
     modality: ClassVar[str]
     regions: ClassVar[tuple[str, ...]]
+    splits: ClassVar[tuple[str, ...]] = ("train", "validation")
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def list_studies(self, split: str) -> tuple[list[Study], list[Fault]]:
-        """Studies of `train` or `validation` without pixels, in stable order, and what is wrong without opening them.
+        """Studies of one of `splits` without pixels, in stable order, and what is wrong without opening them.
 
         At most the first `self.limit` are listed.
         """
@@ -133,13 +133,14 @@ class ReportDataModule(L.LightningDataModule, ABC):
     # Studies.
 
     def studies(self, split: str) -> list[Study]:
-        """Studies without pixels, in stable order. `test` is `validation` here, for the datasets have only two splits.
+        """Studies without pixels, in stable order. `test` is `validation` where the dataset has only two splits.
 
         Raises:
             DataFault: Something is wrong that `on_error` does not pass over.
         """
-        split = "validation" if split == "test" else split
-        if split not in SPLITS:
+        if split == "test" and "test" not in self.splits:
+            split = "validation"
+        if split not in self.splits:
             raise ValueError(f"no split {split!r}: choose train, validation or test")
         if split not in self._studies:
             if not self.root.is_dir():
@@ -205,7 +206,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
             return
         split_of: dict[str, str] = {}
         everything: list[Fault] = []
-        for split in SPLITS:
+        for split in self.splits:
             studies = self.studies(split)
             split_of |= {study.id: split for study in studies}
             found = store.build(studies, self.preprocessor, self.inspect, self.num_workers, f"preparing {split}")
@@ -290,7 +291,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
     def fingerprint(self) -> str:
         """sha256 over ids, report texts, and the names and sizes of the files, of all splits."""
         digest = hashlib.sha256()
-        for split in SPLITS:
+        for split in self.splits:
             for study in self.studies(split):
                 present = {name: file for name, file in sorted(study.files.items()) if file.is_file()}
                 files = [(name, file.name, file.stat().st_size) for name, file in present.items()]
