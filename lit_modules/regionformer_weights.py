@@ -1,7 +1,8 @@
-"""Reads a checkpoint of RegionFormer's authors: a plain state dict of a frozen GPT-2 and the mapper that was trained.
+"""Reads a checkpoint as RegionFormer's code writes it: a plain state dict of a frozen GPT-2 and the trained mapper.
 
-Under the authors' transformers (4.10.2) the file has 272 entries: 149 of GPT-2 (`gpt.`), 24 constants that GPT-2 kept
-among its weights then (the causal mask and its fill value, a layer each), and 99 of the mapper (`clip_project.`).
+Compared with LightVED-prhlt/RegionFormer at 84205cc; no trained checkpoint is published. Under its transformers
+(4.10.2) the file has 272 entries: 149 of GPT-2 (`gpt.`), 24 constants that GPT-2 kept among its weights then (the
+causal mask and its fill value, a layer each), and 99 of the mapper (`clip_project.`).
 
 Every weight of a file must be asked for and every weight asked for must be there. Files are read with
 `weights_only=True`: a pickle that holds code is refused.

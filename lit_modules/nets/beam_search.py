@@ -1,11 +1,12 @@
 """ClipCap's beam search, which RegionFormer writes with, batched and with a cache.
 
-Mokady et al., arXiv:2111.09734; the rule is that of the authors' published `generate_beam`. It is not transformers'
-`generate(num_beams=…)`: there, a finished text leaves the beam and cannot be lost; here, it keeps its place, competes
-with the running ones by mean log-probability at every step, and can be pushed out. On short texts the two often differ.
+Mokady et al., arXiv:2111.09734; the rule is that of the code, for no paper spells it out (compared with
+LightVED-prhlt/RegionFormer at 84205cc). It is not transformers' `generate(num_beams=…)`: there, a finished text leaves
+the beam and cannot be lost to running ones; here, it keeps its place, competes with them by mean log-probability at
+every step, and can be pushed out. On short texts the two often differ.
 
-Differs from the authors' code in: many studies at a time; the prefix is read once per study, not once per beam; a token
-is computed from the cache of those before it; finished beams are not computed.
+Differs from the authors' code in: many studies at a time; the prefix is read once per study, not for every beam at
+every step; a token is computed from the cache of those before it; finished beams are not computed.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def beam_search(
     Args:
         model: A causal language model of transformers, in eval mode.
         prefix_embeds: `(study, position, dim)`, what stands before the text, in the model's embedding space.
-        beams: Texts that are followed (paper §IV: 5).
-        max_new_tokens: Longest text, tokens (paper §IV: 15).
+        beams: Texts that are followed (paper §4: 5).
+        max_new_tokens: Longest text, tokens (paper §4: 15).
         stop: The token that ends a text; 13 is GPT-2's full stop.
         temperature: Logits are divided by it.
 

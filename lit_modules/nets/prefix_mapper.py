@@ -1,9 +1,9 @@
 """The prefix mapper: one image embedding becomes the tokens that a frozen language model reads before it writes.
 
-Mokady et al., "ClipCap", arXiv:2111.09734, §3.2 (the transformer mapping network), as RegionFormer uses it (paper, App.
-A). One linear layer lays the embedding out as tokens; learned constants stand behind them; a transformer without
-positions and without a mask reads both; what comes out in the constants' place is the prefix. Module names follow the
-authors' state dict under `clip_project.`.
+Mokady et al., "ClipCap", arXiv:2111.09734, §3.3 (the transformer mapping network), as RegionFormer uses it (paper §3
+and App. A; compared with LightVED-prhlt/RegionFormer at 84205cc). One linear layer lays the embedding out as tokens;
+learned constants stand behind them; a transformer without positions and without a mask reads both; what comes out in
+the constants' place is the prefix. Module names follow the authors' state dict under `clip_project.`.
 
 Differs from the authors' code in: attention by `scaled_dot_product_attention`; dropout, which they build and never
 apply, is not there.
