@@ -322,6 +322,32 @@ def test_faults_are_named_and_training_goes_on_without_them(root, break_it, expe
     assert data.faults["train"]
 
 
+def test_a_study_in_two_splits_is_in_neither(root):
+    with (root / MASTER).open("a") as file:
+        file.write(f"{B},{image(B)},Other,Another.,test,P2\n")
+    for split in ("train", "test"):
+        with pytest.raises(DataFault, match=f"{B} stands in test and in train"):
+            PadChestGR(str(root)).studies(split)
+    assert ids(PadChestGR(str(root), on_error="skip"), "train") == [f"{A}/0", f"{A}/1", f"{C}/0"]
+
+
+def test_a_row_that_contradicts_an_earlier_one_is_named(root):
+    derive(root)
+    with (root / "validation_final_separated.csv").open("a") as file:
+        file.write(f"{B},{image(B)},…,More.,[],[],train\n")
+    with pytest.raises(
+        DataFault, match=f"validation_final_separated.csv:4: {B} stands in train_final_separated.csv too"
+    ):
+        PadChestGR(str(root)).studies("train")
+    assert len(ids(PadChestGR(str(root), on_error="skip"), "train")) == 4
+
+
+def test_hidden_folders_hold_no_images(root):
+    (root / ".store").mkdir()
+    (root / ".store" / image(B)).write_bytes(find(root, B).read_bytes())
+    assert len(ids(PadChestGR(str(root)), "train")) == 4
+
+
 def test_an_evaluation_leaves_nothing_out(root):
     find(root, E).unlink()
     with pytest.raises(DataFault, match="an evaluation leaves no study out"):
