@@ -26,12 +26,13 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import nibabel
 import numpy as np
@@ -46,6 +47,21 @@ from datamodules.study import DataFault
 VERSION = 3  # raise it whenever the same seed would give other bytes
 MARKER = "PHANTOM.json"
 NOTICE = "Synthetic patients drawn by rrg-zoo's phantom. They stand for nobody and teach nothing clinical."
+
+
+class Drawing(Protocol):
+    """One patient to draw, in any layout; `files` are those that it fills, relative to the root."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    def files(self) -> list[str]: ...
+
+
+J = TypeVar("J", bound=Drawing)
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ def write_radgenome(
                 Job(
                     name,
                     split,
-                    _patient_seed(seed, split, n),
+                    patient_seed(seed, split, n),
                     f"{prefix}_preprocessed/{folder}/{folder}a/{name}.nii.gz",
                     f"{prefix}_region_mask/seg_{name}",
                 )
@@ -101,9 +117,9 @@ def write_radgenome(
                 if job.split == split
                 for region, text in _report(job).items()
             ]
-            yield f"radgenome_files/{split}_region_report.csv", _csv(("Volumename", "Anatomy", "Sentence"), rows)
+            yield f"radgenome_files/{split}_region_report.csv", csv_text(("Volumename", "Anatomy", "Sentence"), rows)
 
-    _write(
+    write_layout(
         Path(root),
         "RadGenome-ChestCT",
         jobs,
@@ -111,7 +127,9 @@ def write_radgenome(
         seed,
         workers,
         description,
+        _draw,
         tables,
+        _labels,
     )
 
 
@@ -126,7 +144,7 @@ def write_ctrg(
                 Job(
                     str(n),
                     split,
-                    _patient_seed(seed, f"ctrg {split}", n),
+                    patient_seed(seed, f"ctrg {split}", n),
                     f"CTRG-Chest-548K_volume/{n}.nii.gz",
                     f"region_mask/seg_{n}",
                 )
@@ -138,12 +156,14 @@ def write_ctrg(
             splits[job.split].append({"id": int(job.name), "finding": " ".join(_report(job).values())})
         yield "annotation.json", json.dumps(splits, indent=1) + "\n"
         rows = [(f"{job.name}.nii.gz", region, text) for job in jobs for region, text in _report(job).items()]
-        yield "region_report.csv", _csv(("Volumename", "Anatomy", "Sentence"), rows)
+        yield "region_report.csv", csv_text(("Volumename", "Anatomy", "Sentence"), rows)
 
-    _write(Path(root), "CTRG-Chest-548K", jobs, {"train": train, "test": test}, seed, workers, description, tables)
+    counts = {"train": train, "test": test}
+    write_layout(Path(root), "CTRG-Chest-548K", jobs, counts, seed, workers, description, _draw, tables, _labels)
 
 
-def _patient_seed(seed: int, split: str, number: int) -> int:
+def patient_seed(seed: int, split: str, number: int) -> int:
+    """The seed of the n-th patient of a split of a whole set's seed."""
     return zlib.crc32(f"{seed}/{split}/{number}".encode())
 
 
@@ -151,26 +171,52 @@ def _report(job: Job) -> dict[str, str]:
     return word_report(draw_patient(job.seed))
 
 
-def _csv(header: tuple[str, ...], rows: list[tuple[str, str, str]]) -> str:
+def csv_text(header: tuple[str, ...], rows: Sequence[Sequence[object]]) -> str:
+    """A table as CSV, lines ended by a line feed."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
 
 
-def _write(
+def _labels(job: Job) -> list[str]:
+    return list(draw_patient(job.seed).labels)
+
+
+def write_layout(
     root: Path,
     layout: str,
-    jobs: list[Job],
+    jobs: list[J],
     counts: dict[str, int],
     seed: int,
     workers: int,
     description: str | None,
+    draw: Callable[[Path, J], str],
     tables: Callable[[], Iterable[tuple[str, str]]],
+    labels: Callable[[J], list[str]],
+    version: int = VERSION,
 ) -> None:
+    """Draw what is missing of a layout, then write its tables and the marker; does nothing where all is there.
+
+    Args:
+        root: Folder to fill or to complete.
+        layout: The dataset's name, for the marker.
+        jobs: The patients.
+        counts: Patients of every split, for the marker.
+        seed: Of the whole set.
+        workers: Processes that draw.
+        description: What the progress bar says.
+        draw: Writes the files of one patient (a module's function: it runs in the workers) and gives its name.
+        tables: Gives the path and the text of every file that tells of all patients; asked once all are drawn.
+        labels: Gives the labels of one drawn patient, for the marker.
+        version: Raised whenever the same seed would give other bytes.
+
+    Raises:
+        DataFault: The root holds a phantom of another seed, size or version, or other files.
+    """
     marker = {
         "notice": NOTICE,
         "generator": "rrg-zoo phantom",
-        "version": VERSION,
+        "version": version,
         "layout": layout,
         "seed": seed,
         "counts": counts,
@@ -190,15 +236,12 @@ def _write(
         task = bar.add_task(
             description or f"drawing {layout} phantom", total=len(jobs), completed=len(jobs) - len(todo)
         )
-        for _ in _draw_all(root, todo, workers):
+        for _ in _draw_all(root, todo, workers, draw):
             bar.advance(task)
     for name, text in tables():
-        _put(root / name, text.encode())
-    studies = {
-        job.name: {"split": job.split, "seed": job.seed, "findings": list(draw_patient(job.seed).labels)}
-        for job in jobs
-    }
-    _put(root / MARKER, (json.dumps({**marker, "complete": True, "studies": studies}, indent=1) + "\n").encode())
+        put(root / name, text.encode())
+    studies = {job.name: {"split": job.split, "seed": job.seed, "findings": labels(job)} for job in jobs}
+    put(root / MARKER, (json.dumps({**marker, "complete": True, "studies": studies}, indent=1) + "\n").encode())
 
 
 def _check_marker(root: Path, marker: dict[str, object]) -> None:
@@ -216,16 +259,16 @@ def _check_marker(root: Path, marker: dict[str, object]) -> None:
     elif root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
         raise DataFault(f"{root} holds other files and no {MARKER}; choose an empty folder for the phantom")
     else:
-        _put(path, (json.dumps({**marker, "complete": False}, indent=1) + "\n").encode())
+        put(path, (json.dumps({**marker, "complete": False}, indent=1) + "\n").encode())
 
 
-def _draw_all(root: Path, jobs: list[Job], workers: int) -> Iterable[str]:
+def _draw_all(root: Path, jobs: list[J], workers: int, draw: Callable[[Path, J], str]) -> Iterable[str]:
     if workers <= 1 or len(jobs) <= 1:
         for job in jobs:
-            yield _draw(root, job)
+            yield draw(root, job)
         return
     with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_draw, root, job) for job in jobs]):
+        for future in as_completed([pool.submit(draw, root, job) for job in jobs]):
             yield future.result()
 
 
@@ -234,8 +277,8 @@ def _draw(root: Path, job: Job) -> str:
     assert study.volume is not None and study.masks is not None
     placed = affine(study.volume)
     for region, mask in study.masks.items():
-        _put(root / job.masks / f"{region}.nii.gz", nifti_bytes(mask, placed))
-    _put(root / job.volume, nifti_bytes(study.volume, placed))
+        put(root / job.masks / f"{region}.nii.gz", nifti_bytes(mask, placed))
+    put(root / job.volume, nifti_bytes(study.volume, placed))
     return job.name
 
 
@@ -270,7 +313,7 @@ def _empty_page(size: int) -> bytes:
     return press.compress(bytes(size)) + press.flush(zlib.Z_FULL_FLUSH)
 
 
-def _put(path: Path, content: bytes) -> None:
+def put(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -44,7 +44,7 @@ def render_ct(patient: Patient) -> Study:
     paint_anatomy(canvas, a, rng)
     for finding in patient.findings:
         paint_finding(canvas, a, finding)
-    hu = _densities(canvas, patient)
+    hu = densities(canvas, patient)
     for finding in patient.findings:
         haze(hu, canvas, a, finding)
     _finish_masks(canvas)
@@ -57,13 +57,19 @@ def render_ct(patient: Patient) -> Study:
     )  # fmt: skip
 
 
-def _densities(canvas: Canvas, patient: Patient) -> np.ndarray:
+def tissue_densities(patient: Patient) -> np.ndarray:
+    """HU of every tissue number in this patient, int16."""
     a = patient.anatomy
     table = {**HU, "blood": a.blood, "heart": a.blood + 2, "marrow": a.density["bone"], "thyroid": a.density["thyroid"],
              "lung": a.density["lung"], "liver": a.density["liver"]}  # fmt: skip
     if any(f.label == "hepatic steatosis" for f in patient.findings):
         table["liver"] = 8
-    values = np.array([table[name] for name in TISSUE], np.int16)
+    return np.array([table[name] for name in TISSUE], np.int16)
+
+
+def densities(canvas: Canvas, patient: Patient) -> np.ndarray:
+    """HU of the painted tissues, int16 `(z, y, x)`; lung grows denser towards the back."""
+    values = tissue_densities(patient)
     hu = np.empty(canvas.shape, np.int16)
     for k, page in enumerate(canvas.tissue):  # slice by slice: it stays in the processor's cache
         np.take(values, page, out=hu[k], mode="clip")
@@ -147,4 +153,4 @@ def _scan(hu: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> None:
     np.clip(hu, -1024, 3071, out=hu)
 
 
-__all__ = ["ORIENTATION", "SPACING", "affine", "montage", "render_ct"]
+__all__ = ["ORIENTATION", "SPACING", "affine", "densities", "montage", "render_ct", "tissue_densities"]
