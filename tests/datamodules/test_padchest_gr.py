@@ -174,6 +174,13 @@ def test_the_derived_tables_say_the_same(root, boxes):
     assert [study.report for study in alone.studies("validation")] == ["Old change.", "Nodule."]
 
 
+def test_a_boxed_sentence_that_the_master_table_lacks_is_positive_all_the_same(root):
+    derive(root)
+    (root / MASTER).write_text((root / MASTER).read_text().replace("Nodule.", "Nodules."))
+    nodule, effusion, *_ = PadChestGR(str(root)).studies("train")
+    assert (nodule.report, nodule.findings, effusion.findings) == ("Nodule.", ("abnormal",), ())
+
+
 def test_the_reference_implementations_tables_are_read_as_it_reads_them(shared, tmp_path):
     stored = json.loads((shared / "golden/regionformer/data_pipeline.json").read_text())
     for field in stored["boxes_field"]:
