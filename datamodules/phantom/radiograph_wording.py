@@ -60,7 +60,7 @@ class Sentence:
         spanish: The same in Spanish.
         label: The phantom's label that it affirms; empty where it denies.
         name: PadChest's name of the label.
-        locations: Where, in words.
+        locations: Sides and third of the lung, where the sentence says them.
         boxes: `(x0, y0, x1, y1)`, fractions of width and height.
     """
 
@@ -257,7 +257,8 @@ def _affirm(sight: Sight, rng: random.Random) -> Sentence:
         english.format(field=field[0], side=SIDES[side][0], on=ON[side][0], size=small[0]),
         spanish.format(campo=field[1], lado=SIDES[side][1], en=ON[side][1], tamaño=small[1], tamaña=small[2]),
     )
-    where = (*sides, f"{zone} lung field") if zone and "{field}" in english else tuple(sides)
+    sided = any(f"{{{word}}}" in english for word in ("field", "side", "on"))  # nothing in the midline has a side
+    where = (*(sides if sided else ()), *((f"{zone} lung field",) if zone and "{field}" in english else ()))
     return Sentence(_finish(texts[0]), _finish(texts[1]), f.label, name, where, sight.boxes)
 
 

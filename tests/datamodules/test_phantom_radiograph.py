@@ -172,6 +172,8 @@ def test_every_phrase_is_read_back_and_in_the_vocabulary():
             said = finding_sentences(Patient(seed, _anatomy(), (finding,)), [Sight(finding, parts)])
             assert said[0].label == label and findings_in(said[0].english) == {label}
             assert said[0].name == TOLD[key][0] or kind == ""
+            assert ("left" in said[0].locations) <= ("left" in said[0].english.lower())
+            assert ("middle lung field" in said[0].locations) == ("middle lung field" in said[0].english)
             for sentence in said:
                 assert set(re.findall(r"[^\W\d_]+|[^\w\s]", sentence.english)) <= words
                 assert sentence.spanish.endswith(".") and "{" not in sentence.english + sentence.spanish
@@ -182,7 +184,7 @@ def test_every_phrase_is_read_back_and_in_the_vocabulary():
 
 def test_about_a_third_are_denials():
     said = []
-    for seed in range(300):
+    for seed in range(150):
         patient = draw_patient(seed)
         found = [f for f in patient.findings if f.label in TOLD]
         sights = [Sight(f, (Bounds((0, 0, 1, 1), "right", "lower"),)) for f in found]
@@ -201,13 +203,13 @@ def _digests(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def padchest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("phantom") / "padchest"
-    write_padchest_gr(root, train=2, validation=1, test=1, seed=0)
+    write_padchest_gr(root, train=1, validation=1, test=1, seed=0)
     return root
 
 
 def test_padchest_reports_are_as_published(padchest: Path):
     reports = json.loads((padchest / "grounded_reports_20240819.json").read_text())
-    assert len(reports) == 4 == len({r["StudyID"] for r in reports})
+    assert len(reports) == 3 == len({r["StudyID"] for r in reports})
     for report in reports:
         assert set(report) == {"StudyID", "ImageID", "PreviousStudyID", "PreviousImageID", "findings"}
         assert re.fullmatch(r"\d{39}", report["StudyID"]) and report["findings"]
@@ -250,17 +252,17 @@ def test_the_master_table_agrees_with_the_reports(padchest: Path):
             assert [row["label"] for row in told] == ["Normal"] and told[0]["sentence_en"] == ""
         assert {row["ImageID"] for row in told} == {report["ImageID"]}
     split = {row["StudyID"]: row["split"] for row in rows}
-    assert sorted(split.values()) == ["test", "train", "train", "validation"]
+    assert sorted(split.values()) == ["test", "train", "validation"]
 
 
 def test_a_cut_short_phantom_is_completed_to_the_same_bytes(padchest: Path, tmp_path: Path):
     before = _digests(padchest)
     image = next((padchest / "PadChest_GR").iterdir())
     image.unlink()
-    write_padchest_gr(padchest, train=2, validation=1, test=1, seed=0)
+    write_padchest_gr(padchest, train=1, validation=1, test=1, seed=0)
     assert _digests(padchest) == before
     write_padchest_gr(tmp_path / "other", train=1, validation=0, test=0, seed=0)
     images = {name: digest for name, digest in _digests(tmp_path / "other").items() if name.endswith(".png")}
     assert len(images) == 1 and images.items() <= before.items()
     with pytest.raises(DataFault, match="seed"):
-        write_padchest_gr(padchest, train=2, validation=1, test=1, seed=1)
+        write_padchest_gr(padchest, train=1, validation=1, test=1, seed=1)
