@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -114,6 +114,14 @@ class PadChestGR(ReportDataModule):
 
         workers = max(1, self.num_workers)
         write_padchest_gr(self.root, train, validation, validation, self.seed, workers, "drawing phantom patients")
+
+    def label_findings(self) -> Callable[[str], frozenset[str]] | None:
+        """As ever, by the words of the phantom's radiographs."""
+        if super().label_findings() is None:
+            return None
+        from datamodules.phantom.radiograph_wording import findings_in
+
+        return findings_in
 
     def study_from_files(self, image: Path, boxes: str = "") -> Study:
         """One radiograph from loose files.

@@ -436,3 +436,14 @@ def test_boxes_that_are_none_are_refused(root, boxes, expected):
 def test_a_boxes_file_that_is_not_there_is_named(root):
     with pytest.raises(DataFault, match="nothing.json: cannot be read"):
         PadChestGR(str(root)).study_from_files(find(root, A), "nothing.json")
+
+
+def test_the_phantom_is_read_like_the_dataset(tmp_path):
+    data = PadChestGR(str(tmp_path / "phantom"), unit="study")
+    data.draw_phantom(1, 1)
+    assert data.is_phantom() and [len(data.studies(split)) for split in data.splits] == [1, 1, 1]
+    study = data.read(data.studies("train")[0])
+    assert study.image.dtype == np.uint16 and study.image.std() > 0
+    label = data.label_findings()
+    assert label("Hazy infiltrates in both lungs.") and not label("Normal.")
+    assert PadChestGR(str(tmp_path)).label_findings() is None
