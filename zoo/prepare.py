@@ -28,7 +28,7 @@ def prepare(argv: list[str]) -> None:
     require(data_needs(data), DataFault)
     data.preprocessor = model.preprocessor()
     data.prepare_data()
-    counts = ", ".join(f"{len(data.studies(split))} {split}" for split in ("train", "validation"))
+    counts = ", ".join(f"{len(data.studies(split))} {split}" for split in data.splits)
     store = data.open_store()
     command.say(f"ready: {counts} studies{f'; store {store.folder}' if store else ''}")
 
