@@ -79,19 +79,21 @@ def test_the_counts_are_the_programs(java):
     np.testing.assert_array_equal(counts, counts_in_golden())
 
 
-def equals_golden(golden):
+def differences(golden: dict) -> np.ndarray:
+    """Of the file's score and of each study's to pycocoevalcap's."""
     score = meteor_15(Pairs(golden["refs"], golden["hyps"]), tokenise_ptb)
-    np.testing.assert_allclose(score.values, golden["coco_ptb"]["meteor15_sample"], rtol=0, atol=1e-11)
     value = corpus("meteor_15_ptb").formula(score.statistics.sum(0))
-    assert value == pytest.approx(golden["coco_ptb"]["meteor15_corpus"], abs=1e-11)
+    expected = [golden["coco_ptb"]["meteor15_corpus"], *golden["coco_ptb"]["meteor15_sample"]]
+    return np.array([value, *score.values]) - expected
 
 
 def test_equals_pycocoevalcap(java):
-    equals_golden(json.loads((GOLDEN / "synthetic24.json").read_text()))
+    assert np.abs(differences(json.loads((GOLDEN / "synthetic24.json").read_text()))).max() < 1e-11
 
 
 def test_equals_pycocoevalcap_on_released_reports(java, shared):
-    equals_golden(json.loads((shared / "golden" / "metrics" / "abdomen40.json").read_text()))
+    golden = json.loads((shared / "golden" / "metrics" / "abdomen40.json").read_text())
+    assert np.abs(differences(golden)).max() < 1e-11
 
 
 @pytest.mark.parametrize("region", ["breast", "thyroid"])
