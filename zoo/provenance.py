@@ -19,7 +19,7 @@ from zoo.run_directory import RunDirectory, atomic_write
 
 
 class Provenance(Callback):
-    """Writes `provenance.json` when a fit begins, and again, with what it took, when it ends or fails.
+    """Writes `provenance.json` when a fit begins, and, with what it took, after each epoch and when it ends or fails.
 
     Args:
         run: The run's folder.
@@ -52,6 +52,11 @@ class Provenance(Callback):
         }
         self._write()
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes the time taken, so that it is not lost with a process that is killed."""
+        if self._record:
+            self._write()
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._end("failed")
 
@@ -64,7 +69,7 @@ class Provenance(Callback):
             self._write()
 
     def _write(self) -> None:
-        self._record["wall_seconds"] = round(time.time() - self._started, 1)
+        self._record["wall_seconds"] = round(time.time() - self._started, 3)
         self._record["peak_memory_bytes"] = peak_memory()
         atomic_write(self.run.provenance, json.dumps(self._record, indent=1) + "\n")
 
