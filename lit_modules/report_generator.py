@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.masks import Box
 from datamodules.report_datamodule import Preprocessor
-from datamodules.study import SettingsFault
+from datamodules.study import SettingsFault, Study
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RegionReport:
     text: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Report:
     """What any method says about one study.
 
@@ -40,14 +41,31 @@ class Report:
         text: The whole report, as a protocol would score it.
         raw: The method's output, untouched.
         regions: Grounded sentences, in the order in which the regions were given; `None` where it grounds nothing.
-        evidence: Heatmaps, attention maps or masks to show beside the text, each of the study's own shape.
     """
 
     study_id: str
     text: str
     raw: str = ""
     regions: tuple[RegionReport, ...] | None = None
-    evidence: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Where a method looked for what it said: a grid over a part of the image.
+
+    Attributes:
+        values: `(row, column)`, float32.
+        title: What it is, in a few words, with the unit.
+        note: One sentence that a reader must know, e.g. that the grid does not lie where the image does.
+        frame: The part of the image that the grid covers, as fractions; may reach out of it, where the image is padded.
+        signed: 0 is neutral, positive values speak for what was said, negative ones against it.
+    """
+
+    values: np.ndarray
+    title: str
+    note: str = ""
+    frame: Box = (0.0, 0.0, 1.0, 1.0)
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,15 @@ class ReportGenerator(L.LightningModule, ABC):
         `None` where a method has no such thing.
         """
         return None
+
+    def explain(self, study: Study, text: str) -> Mapping[str, Heatmap]:
+        """Where the method looks when it says a text of a study, by the name of the view; empty where it has none.
+
+        Args:
+            study: A study that was read (has its pixels).
+            text: What is said of it, as the method put it out.
+        """
+        return {}
 
     def requirements(self) -> list[Requirement]:
         """What this configuration needs that a user must bring; checked before anything is built."""
