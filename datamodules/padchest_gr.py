@@ -123,6 +123,16 @@ class PadChestGR(ReportDataModule):
 
         return findings_in
 
+    def group_of(self, study: Study) -> str | None:
+        """`positive` or `negative` of a sentence, where the files tell."""
+        if self.unit == "study" or study.findings is None:
+            return None
+        return "positive" if study.findings else "negative"
+
+    def examination_of(self, study: Study) -> str:
+        """The StudyID, of a sentence too."""
+        return study.id.partition("/")[0]
+
     def study_from_files(self, image: Path, boxes: str = "") -> Study:
         """One radiograph from loose files.
 

@@ -197,6 +197,14 @@ class ReportDataModule(L.LightningDataModule, ABC):
 
         return findings_in
 
+    def group_of(self, study: Study) -> str | None:
+        """The group of studies whose figures are given apart beside those of all; `None`: of no group."""
+        return None
+
+    def examination_of(self, study: Study) -> str:
+        """The examination that a study is a part of: itself, unless a dataset's studies are parts of examinations."""
+        return study.id
+
     def prepare_data(self) -> None:
         """Draws the phantom and builds the store, each with a progress bar, each only as far as it is not there yet."""
         if self.phantom:

@@ -13,7 +13,7 @@ from PIL import Image
 from datamodules import radiograph
 from datamodules.padchest_gr import PadChestGR, share
 from datamodules.padchest_gr_tables import boxes_of, parse_boxes
-from datamodules.study import DataFault, SettingsFault
+from datamodules.study import DataFault, SettingsFault, Study
 from zoo.schema import parameters
 from zoo.study_options import described_arguments
 
@@ -98,6 +98,18 @@ def test_a_study_is_a_sentence_with_its_boxes(root):
     unmarked, _ = data.studies("validation")
     assert (unmarked.boxes, unmarked.findings) == ({}, ("chronic changes",))  # positive, yet without a box
     assert all(study.split == "train" for study in data.studies("train"))
+
+
+def test_sentences_are_of_a_group_and_of_an_examination(root):
+    data = PadChestGR(str(root))
+    nodule, effusion, *_ = data.studies("train")
+    assert [data.group_of(study) for study in (nodule, effusion)] == ["positive", "negative"]
+    assert data.group_of(data.studies("validation")[0]) == "positive"  # though nothing is marked
+    assert data.examination_of(nodule) == data.examination_of(effusion) == A
+    assert data.group_of(Study(id=f"{A}/0")) is None  # the files do not tell
+    whole = PadChestGR(str(root), unit="study")
+    study = whole.studies("train")[0]
+    assert (whole.group_of(study), whole.examination_of(study)) == (None, A)
 
 
 def test_or_a_whole_study(root):
