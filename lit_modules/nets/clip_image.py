@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datamodules.masks import Box
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import located
+from lit_modules.nets.backbones import is_local, located
 
 Fit = Literal["crop", "pad"]
 
@@ -72,6 +73,13 @@ def _squared(image: np.ndarray) -> np.ndarray:
     top, left = (side - rows) // 2, (side - columns) // 2
     square[top : top + rows, left : left + columns] = image
     return square
+
+
+def view_frame(width: int, height: int, fit: Fit = "crop") -> Box:
+    """The part of an image that `clip_view` shows, as fractions of its width and height; padding reaches out of it."""
+    side = min(width, height) if fit == "crop" else max(width, height)
+    across, down = side / width / 2, side / height / 2
+    return (0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down)
 
 
 def clip_pixels(image: np.ndarray, fit: Fit = "crop", size: int = 224) -> np.ndarray:
@@ -167,12 +175,21 @@ def build_vision_model(config: Any, clip: str, phantom: PhantomCLIP, dtype: torc
     return model.eval().requires_grad_(False)
 
 
-def _absent(clip: str, error: OSError) -> FileNotFoundError:
+def clip_at_hand(clip: str) -> bool:
+    """Whether `clip` can be read without a download."""
+    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return clip == PHANTOM or any(is_local(clip, name) for name in weights)
+
+
+def how_to_get_clip(clip: str) -> str:
+    """What to do when the weights of `clip` are not at hand."""
     if Path(clip).is_absolute() or clip.startswith((".", "checkpoints/")):
-        how = "give a folder with config.json and model.safetensors"
-    else:
-        how = f"run `hf download {clip}` while online, or give a local folder"
-    return FileNotFoundError(f"{clip} cannot be read: {how} ({type(error).__name__})")
+        return "give a folder with config.json and model.safetensors"
+    return f"run `hf download {clip}` while online, or set model.clip to a local folder"
+
+
+def _absent(clip: str, error: OSError) -> FileNotFoundError:
+    return FileNotFoundError(f"{clip} cannot be read: {how_to_get_clip(clip)} ({type(error).__name__})")
 
 
 # OpenAI's names → transformers'.
