@@ -27,10 +27,9 @@ holds one, for that one is as wide as another language model.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -149,12 +148,9 @@ class Reg2RG(ReportGenerator):
         warmup_steps: int = 20,
         weight_decay: float = 0.0,
     ) -> None:
-        settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__()
-        # A checkpoint holds plain values only, and gives groups back as mappings.
-        self.save_hyperparameters({key: _plain(value) for key, value in settings.items()})
-        groups = {key: kind(**settings[key]) for key, kind in GROUPS.items() if isinstance(settings[key], Mapping)}
-        self.settings: Any = SimpleNamespace(**settings | groups | {"size": tuple(size)})
+        self.settings = self.keep_settings(locals())
+        self.settings.size = tuple(size)
         self.prompt = Prompt(
             self.settings.perceiver.latents,
             texture=texture,
@@ -310,7 +306,7 @@ class Reg2RG(ReportGenerator):
         rows = self._rows(batch)
         loss = self._loss(batch, rows)
         self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
-        return {"loss": loss, "reports": self._generate(batch, rows)}
+        return {"loss": loss, "reports": self._generate(batch, rows) if self.reports_in_validation else []}
 
     def embed(self, batch: Mapping[str, Any]) -> Tensor:
         """What the language model is shown of each study, averaged over positions: `(study, hidden)`."""
@@ -364,22 +360,6 @@ class Reg2RG(ReportGenerator):
             there = backbones.at_hand(settings.llm, weights=settings.init_from is None)
             needs.append(Requirement(settings.llm, there, backbones.how_to_get(settings.llm)))
         return needs
-
-
-GROUPS = {
-    "phantom": backbones.PhantomSize,
-    "lora": LoRA,
-    "vision": Encoder3D,
-    "mask_encoder": Encoder3D,
-    "perceiver": PerceiverSettings,
-    "decoding": Decoding,
-}
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def warmed_up(steps: int, step: int) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -98,6 +101,26 @@ class ReportGenerator(L.LightningModule, ABC):
             False  # frozen weights that come from files are absent; `on_load_checkpoint` checks the rest
         )
 
+        self.reports_in_validation = True  # the metric callback wants none in the epochs that it does not score
+
+    def keep_settings(self, arguments: Mapping[str, Any]) -> Any:
+        """Keeps `__init__`'s arguments as hyper-parameters, which a checkpoint holds as plain values.
+
+        Args:
+            arguments: `locals()` at the head of `__init__`.
+
+        Returns:
+            The settings as attributes; groups (dataclasses) as such, though a checkpoint gives them back as mappings.
+        """
+        kept = {}
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            kept[name] = arguments[name]
+            if is_dataclass(parameter.default) and isinstance(kept[name], Mapping):
+                group: Any = type(parameter.default)
+                kept[name] = group(**kept[name])
+        self.save_hyperparameters({name: _plain(value) for name, value in kept.items()})
+        return SimpleNamespace(**kept)
+
     @abstractmethod
     def preprocessor(self) -> Preprocessor:
         """What turns a study into this method's sample: small and picklable, never the module itself."""
@@ -144,7 +167,11 @@ class ReportGenerator(L.LightningModule, ABC):
         """Logs `validation/loss`; the reports go to the clinical-efficacy callback."""
         loss = self.loss(batch)
         self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
-        return {"loss": loss, "reports": self.generate(batch)}
+        return {"loss": loss, "reports": self.validation_reports(batch)}
+
+    def validation_reports(self, batch: Any) -> list[Report]:
+        """The batch's reports, where they are wanted: writing is most of a validation's time."""
+        return self.generate(batch) if self.reports_in_validation else []
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The reports go to the clinical-efficacy callback."""
@@ -154,6 +181,15 @@ class ReportGenerator(L.LightningModule, ABC):
         """One report for each study of the batch."""
         with torch.inference_mode():
             return self.generate(batch)
+
+    def optimizer_steps(self) -> int:
+        """Optimiser steps of the whole fit, for schedules that end; known from the first step on, 0 before."""
+        batches, epochs = self.trainer.num_training_batches, self.trainer.max_epochs
+        if not isinstance(batches, int):  # the loader is not there yet
+            return 0
+        most = self.trainer.max_steps if self.trainer.max_steps > 0 else math.inf
+        each = batches // self.trainer.accumulate_grad_batches
+        return int(min(most, each * epochs if epochs is not None and epochs > 0 else math.inf))
 
     # Checkpoints hold what was trained, not what can be had again from its file.
 
@@ -182,3 +218,9 @@ class ReportGenerator(L.LightningModule, ABC):
         from_files = tuple(self.frozen_files())
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         return {key for key in self.state_dict() if not (key in frozen and key.startswith(from_files))}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value
