@@ -113,7 +113,9 @@ class PadChestGR(ReportDataModule):
         from datamodules.phantom.padchest_layout import write_padchest_gr
 
         workers = max(1, self.num_workers)
-        write_padchest_gr(self.root, train, validation, validation, self.seed, workers, "drawing phantom patients")
+        write_padchest_gr(
+            self.root, train, validation, validation, self.phantom_seed, workers, "drawing phantom patients"
+        )
 
     def label_findings(self) -> Callable[[str], frozenset[str]] | None:
         """As ever, by the words of the phantom's radiographs."""

@@ -63,7 +63,9 @@ class RadGenomeChestCT(ReportDataModule):
         """Phantom patients in this layout."""
         from datamodules.phantom.layouts import write_radgenome
 
-        write_radgenome(self.root, train, validation, self.seed, max(1, self.num_workers), "drawing phantom patients")
+        write_radgenome(
+            self.root, train, validation, self.phantom_seed, max(1, self.num_workers), "drawing phantom patients"
+        )
 
     def study_from_files(self, volume: Path, masks: Path, mask_scheme: MaskScheme = "radgenome") -> Study:
         """One examination from loose files; see `ct_volume.ct_from_files`."""

@@ -75,7 +75,8 @@ class ReportDataModule(L.LightningDataModule, ABC):
         on_error: What to do about faults in the data, see above.
         phantom: Draw this many training patients (and a quarter of that for validation, at least 4) into `root` first.
         limit: Use only the first so many studies of each split.
-        seed: Decides the order of training, what the preprocessor shuffles, and the phantom.
+        seed: Decides the order of training, what the preprocessor shuffles, and whatever else a dataset draws.
+        phantom_seed: Decides which patients the phantom draws.
 
     Attributes:
         preprocessor: The method's; the command sets it before `fit`.
@@ -98,6 +99,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
         phantom: int | None = None,
         limit: int | None = None,
         seed: int = 0,
+        phantom_seed: int = 0,
     ) -> None:
         super().__init__()
         if on_error == "skip" and store is None:
@@ -105,7 +107,8 @@ class ReportDataModule(L.LightningDataModule, ABC):
         self.root = Path(root)
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.eval_batch_size, self.num_workers = eval_batch_size, num_workers
-        self.store, self.on_error, self.phantom, self.limit, self.seed = store, on_error, phantom, limit, seed
+        self.store, self.on_error, self.limit, self.seed = store, on_error, limit, seed
+        self.phantom, self.phantom_seed = phantom, phantom_seed
         self.preprocessor: Preprocessor | None = None
         self.faults: dict[str, list[Fault]] = {}
         self._studies: dict[str, list[Study]] = {}

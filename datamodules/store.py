@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -132,11 +133,12 @@ class Store:
         if not missing:
             return faults
         self._open_folder()
-        loader = DataLoader(_Items(self, missing, preprocessor, inspect), batch_size=None, num_workers=workers)
+        groups = _together(missing)
+        loader = DataLoader(_Items(self, groups, preprocessor, inspect), batch_size=None, num_workers=workers)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         with Progress(TextColumn("{task.description}"), *columns, disable=not progress) as bar:
             task = bar.add_task(title, total=len(missing))
-            for count, made in enumerate(loader, start=1):
+            for count, made in enumerate(chain.from_iterable(loader), start=1):
                 if made.error is not None:
                     raise OSError(made.errno, made.error)
                 faults += made.faults
@@ -195,17 +197,24 @@ class _Made:
     errno: int = 0
 
 
-class _Items(Dataset):
-    """Asking for item *i* makes it: so the loader's workers build the store."""
+def _together(studies: Sequence[Study]) -> list[list[Study]]:
+    """Neighbours that are made of the same files: one process makes them all, so that what they share is read once."""
+    return [list(group) for _, group in groupby(studies, key=lambda study: study.files or study.id)]
 
-    def __init__(self, store: Store, studies: list[Study], preprocessor: Preprocessor, inspect: Inspect) -> None:
-        self.store, self.studies, self.preprocessor, self.inspect = store, studies, preprocessor, inspect
+
+class _Items(Dataset):
+    """Asking for group *i* makes its items: so the loader's workers build the store."""
+
+    def __init__(self, store: Store, groups: list[list[Study]], preprocessor: Preprocessor, inspect: Inspect) -> None:
+        self.store, self.groups, self.preprocessor, self.inspect = store, groups, preprocessor, inspect
 
     def __len__(self) -> int:
-        return len(self.studies)
+        return len(self.groups)
 
-    def __getitem__(self, index: int) -> _Made:
-        study = self.studies[index]
+    def __getitem__(self, index: int) -> list[_Made]:
+        return [self._make(study) for study in self.groups[index]]
+
+    def _make(self, study: Study) -> _Made:
         try:
             full, faults = self.inspect(study)
         except DataFault as fault:
