@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,10 +201,11 @@ def at_hand(llm: str, weights: bool = True) -> bool:
     if llm in PHANTOMS:
         return True
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model.bin")
-    return _is_local(llm, "tokenizer.json") and (not weights or any(_is_local(llm, name) for name in names))
+    return is_local(llm, "tokenizer.json") and (not weights or any(is_local(llm, name) for name in names))
 
 
-def _is_local(llm: str, name: str) -> bool:
+def is_local(llm: str, name: str) -> bool:
+    """Whether a file of a local folder, or of a hub id, is on this machine."""
     if Path(located(llm)).is_dir():
         return (Path(located(llm)) / name).is_file()
     from huggingface_hub import try_to_load_from_cache
@@ -216,27 +217,39 @@ def _is_local(llm: str, name: str) -> bool:
 
 
 def phantom_tokenizer() -> Any:
-    """A Unigram tokenizer of whole words with bytes to fall back on, spaced as Llama's (`▁` before each word).
+    """`word_tokenizer` of the words of the phantom's CT reports and of the prompt, with `<s>` before a text."""
+    from tokenizers import processors
 
-    Its words are those of the phantom's reports and of the prompt. `decode(encode(text)) == text` for any text.
+    tokenizer = word_tokenizer(_phantom_pieces())
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def word_tokenizer(pieces: Iterable[str]) -> Any:
+    """A Unigram tokenizer of given pieces with bytes to fall back on, spaced as Llama's (`▁` before each word).
+
+    It adds nothing to a text. `decode(encode(text)) == text` for any text. `<unk>`, `<s>` and `</s>` are 0, 1 and 2.
+
+    Args:
+        pieces: Whole words, best with their `▁`; the printable characters are added.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
+    characters = ["▁", *map(chr, range(33, 127))]
     vocabulary: list[tuple[str, float]] = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0)]
     vocabulary += [(f"<0x{byte:02X}>", -1000.0) for byte in range(256)]
-    vocabulary += [(piece, -10.0 if len(piece) > 1 else -12.0) for piece in _phantom_pieces()]
+    vocabulary += [(piece, -10.0 if len(piece) > 1 else -12.0) for piece in dict.fromkeys([*pieces, *characters])]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     return tokenizer
 
 
 def _phantom_pieces() -> list[str]:
-    """Words with and without a space before them, then the printable characters."""
+    """Words with and without a space before them."""
     from datamodules.phantom.wording import vocabulary
     from lit_modules.nets.prompt import Prompt
 
@@ -245,6 +258,4 @@ def _phantom_pieces() -> list[str]:
     )
     said = f"{prompts} The region is. The other report is:"
     words = sorted({*vocabulary(), *re.findall(r"[A-Za-z]+", re.sub(r"<[^>]*>", " ", said))})
-    characters = ["▁", *map(chr, range(33, 127))]
-    spaced = [f"▁{word}" for word in words]
-    return list(dict.fromkeys([*spaced, *(word for word in words if len(word) > 1), *characters]))
+    return [*(f"▁{word}" for word in words), *(word for word in words if len(word) > 1)]
