@@ -19,6 +19,7 @@ from zoo.metrics.significance import (
     paired_difference,
     paired_differences,
     paired_permutation,
+    resample,
     resample_sums,
     welch,
     welch_from_stats,
@@ -95,6 +96,39 @@ def test_one_study_has_no_interval():
     difference = paired_difference(alone, Measured(np.array([[0.1]]), mean, np.array([0.1])))
     assert (difference.ci95_a, difference.ci95_b, difference.ci95, difference.effect) == (None,) * 4
     assert difference.p == 1.0  # of two swaps both are as far apart
+
+
+def test_sentences_of_one_examination_are_drawn_together():
+    """Examinations of 1 to 5 sentences: the interval is that of scipy over examinations, of their sums and sizes."""
+    random = np.random.default_rng(4)
+    sizes = random.integers(1, 6, 60)
+    examination = np.repeat(np.arange(60), sizes)
+    values = random.beta(2, 3, 60)[examination] + random.normal(0, 0.02, len(examination))  # alike within one
+    sums, n = resample(values[:, None], examination, 20_000)
+    low, high = bootstrap_ci(sums, mean, n)
+
+    def statistic(sums, sizes, axis):
+        return sums.sum(axis) / sizes.sum(axis)
+
+    parts = [values[examination == number].sum() for number in range(60)]
+    theirs = stats.bootstrap(
+        (parts, sizes), statistic, paired=True, n_resamples=20_000, method="percentile", rng=1
+    ).confidence_interval
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.04 * (theirs.high - theirs.low))
+    alone = bootstrap_ci(resample_sums(values[:, None]), mean, len(values))
+    assert high - low > 1.3 * (alone[1] - alone[0])  # as if they were independent: too narrow
+
+
+def test_a_sentence_that_is_repeated_says_nothing_new():
+    values = np.random.default_rng(1).beta(2, 3, 30)[:, None]
+    once = bootstrap_ci(resample_sums(values), mean, 30)
+    sums, n = resample(np.repeat(values, 4, axis=0), [f"film {place}" for place in range(30) for _ in range(4)])
+    assert bootstrap_ci(sums, mean, n) == pytest.approx(once)
+
+
+def test_one_examination_has_no_interval_however_many_its_sentences():
+    assert resample(np.arange(9.0)[:, None], ["a"] * 9) is None
+    assert resample(np.ones((1, 1))) is None
 
 
 @pytest.mark.parametrize("table", [np.zeros((0, 2)), np.zeros(3)])

@@ -196,9 +196,9 @@ def _files(folder: Path, content: Mapping[str, Any]) -> list[str]:
 
 
 def _table_faults(content: Mapping[str, Any], table: StudyTable, rules: Protocol) -> Iterator[str]:
-    from zoo.metrics.per_study import statistics_columns
+    from zoo.metrics.per_study import EXAMINATION, statistics_columns
 
-    known = set(rules.metrics)
+    known = {EXAMINATION, *rules.metrics}
     for metric in rules.metrics.values():
         known |= set(statistics_columns(metric.corpus)) if metric.corpus else set()
     strange = [column for column in table.columns if column not in known]
@@ -215,17 +215,23 @@ def _table_faults(content: Mapping[str, Any], table: StudyTable, rules: Protocol
 
 
 def _figure_faults(content: Mapping[str, Any], table: StudyTable) -> Iterator[str]:
-    from zoo.metrics.significance import bootstrap_ci, resample_sums
+    import numpy as np
+
+    from zoo.metrics.significance import bootstrap_ci, resample
 
     stated = {key: entry for key, entry in content["metrics"].items() if entry["protocol"] == content["protocol"]}
-    provable, n = table.keys(), len(table.ids)
-    for key in provable:
+    keys, n, start = table.keys(), len(table.ids), 0
+    provable = {key: table.metric(key) for key in keys}
+    tables = [statistics for statistics, _ in provable.values()]
+    drawn = resample(np.concatenate(tables, axis=1), table.examinations) if tables else None
+    for key, (statistics, aggregate) in provable.items():
+        columns = slice(start, start + statistics.shape[1])
+        start = columns.stop
         if key not in stated:
             yield f"{key}: left out of submission.json, though per_study.csv holds it"
             continue
-        statistics, aggregate = table.metric(key)
         yield from _compare(f"{key} value", stated[key]["value"], float(aggregate(statistics.sum(0), n)))
-        interval = bootstrap_ci(resample_sums(statistics), aggregate, n)
+        interval = None if drawn is None else bootstrap_ci(drawn[0][:, columns], aggregate, drawn[1])
         for end, is_, should in zip(
             ("low", "high"), stated[key].get("ci95") or (None, None), interval or (None, None), strict=True
         ):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -19,9 +19,9 @@ from datamodules.study import DataFault
 from zoo.metrics import DEFAULT_PROTOCOL
 from zoo.metrics.labels import class_figures
 from zoo.metrics.pairs import MetricUnavailable, Pairs, Score, Tools
-from zoo.metrics.per_study import columns_of
+from zoo.metrics.per_study import EXAMINATION, columns_of
 from zoo.metrics.protocols import PROTOCOLS, Metric, Protocol
-from zoo.metrics.significance import RESAMPLES, Aggregate, bootstrap_ci, mean, resample_sums
+from zoo.metrics.significance import RESAMPLES, Aggregate, bootstrap_ci, mean, resample
 from zoo.metrics.weights import sha256_of
 
 
@@ -31,6 +31,7 @@ def evaluate(
     ids: Sequence[str],
     protocol: str | Protocol = DEFAULT_PROTOCOL,
     *,
+    examinations: Sequence[Hashable] | None = None,
     cheap: bool = False,
     resamples: int = RESAMPLES,
     per_study: bool = False,
@@ -44,6 +45,8 @@ def evaluate(
         predictions: The predicted reports, raw. An empty one scores 0 and is counted.
         ids: The studies' ids, unique.
         protocol: A key of `PROTOCOLS`, or a protocol.
+        examinations: The examination that each study is a part of, where some are of the same one: intervals then
+            resample examinations, and `per_study` numbers them in its column `examination`.
         cheap: Leave out the metrics that are not worth their time at every validation.
         resamples: Bootstrap resamples behind each 95 % interval; 0 makes none.
         per_study: Add `per_study`: the columns of a `per_study.StudyTable`, in the order of `ids`.
@@ -80,15 +83,18 @@ def evaluate(
                 skipped[key] = outcome
             bar.advance(task)
     table = {name: column for key in scores for name, column in columns_of(key, chosen[key], scores[key]).items()}
+    if examinations is not None:
+        places = {name: place for place, name in enumerate(dict.fromkeys(examinations))}
+        table = {EXAMINATION: np.array([places[name] for name in examinations])} | table
     result: dict[str, Any] = {
         "protocol": rules.id,
         "version": rules.version,
         "n": len(ids),
         "n_empty_predictions": sum(not rules.prepare(text) for text in predictions),
-        "metrics": summaries(scores, rules, resamples),
+        "metrics": summaries(scores, rules, resamples, examinations),
         "classes": _classes(scores, rules),
         "skipped": skipped,
-        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples)
+        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples, examinations)
         | {"weights": {name: sha256_of(path) for name, path in sorted(tools.used.items())}},
     }
     return result | ({"per_study": {name: column.tolist() for name, column in table.items()}} if per_study else {})
@@ -126,24 +132,30 @@ def attempt(metric: Metric, pairs: Pairs) -> Score | dict[str, Any]:
         }
 
 
-def summaries(scores: dict[str, Score], protocol: Protocol, resamples: int = 0) -> dict[str, Any]:
+def summaries(
+    scores: dict[str, Score],
+    protocol: Protocol,
+    resamples: int = 0,
+    examinations: Sequence[Hashable] | None = None,
+) -> dict[str, Any]:
     """Each metric's entry: its value, 95 % interval, standard deviation over studies, overall value, and protocol."""
     corpora = {key: protocol.metrics[key].corpus for key in scores}
     names = {key: key if corpus is None else f"{corpus.name}." for key, corpus in corpora.items()}
     tables = {names[key]: _statistics(score) for key, score in scores.items()}  # shared statistics once
     n = len(next(iter(tables.values()))) if tables else 0
-    resampled: dict[str, np.ndarray] = {}
-    if n > 1 and resamples:
+    drawn = None
+    if tables and resamples:
+        drawn = resample(np.concatenate(list(tables.values()), axis=1), examinations, resamples)
+    if drawn is not None:
         ends = np.cumsum([table.shape[1] for table in tables.values()])[:-1]
-        sums = resample_sums(np.concatenate(list(tables.values()), axis=1), resamples)
-        resampled = dict(zip(tables, np.split(sums, ends, axis=1), strict=True))
+        resampled = dict(zip(tables, np.split(drawn[0], ends, axis=1), strict=True))
     result = {}
     for key, score in scores.items():
         corpus, name = corpora[key], names[key]
         aggregate = mean if corpus is None else _of_sums(corpus.formula)
         entry: dict[str, Any] = {"value": float(aggregate(tables[name].sum(0), n))}
         if resamples:
-            interval = bootstrap_ci(resampled[name], aggregate, n) if resampled else None
+            interval = None if drawn is None else bootstrap_ci(resampled[name], aggregate, drawn[1])
             entry["ci95"] = None if interval is None else list(interval)
         if score.values is not None:
             entry["std"] = float(score.values.std())
@@ -172,17 +184,23 @@ def _classes(scores: dict[str, Score], protocol: Protocol) -> dict[str, Any]:
     return found
 
 
-def provenance(protocol: Protocol, rows: Iterable[tuple[str, str, str]], resamples: int = 0) -> dict[str, Any]:
+def provenance(
+    protocol: Protocol,
+    rows: Iterable[tuple[str, str, str]],
+    resamples: int = 0,
+    examinations: Sequence[Hashable] | None = None,
+) -> dict[str, Any]:
     """What the figures depend on: definitions, package versions, and a fingerprint of ids and texts (no text)."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    drawn = "studies" if examinations is None else "examinations"
     return {
         "source": protocol.source,
         "preparation": protocol.preparation,
         "definitions": {key: metric.how for key, metric in protocol.metrics.items()},
         "texts_sha256": digest.hexdigest(),
-        "intervals": {"method": "percentile bootstrap over studies", "resamples": resamples, "seed": 0},
+        "intervals": {"method": f"percentile bootstrap over {drawn}", "resamples": resamples, "seed": 0},
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in ("numpy", "nltk")},
     }

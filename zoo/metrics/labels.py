@@ -8,14 +8,14 @@ is the mean of each report's own figure, and 0/0 is 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from zoo.metrics.pairs import Corpus, Pairs, Score
-from zoo.metrics.significance import bootstrap_ci, resample_sums
+from zoo.metrics.significance import bootstrap_ci, resample
 
 Label = Callable[[str], frozenset[str]]
 # The phantom's labeller reads back the phantom's own phrases. Its figures say nothing about any clinical labeller's.
@@ -90,7 +90,7 @@ def averaged(sums: np.ndarray, average: str, figure: str) -> np.ndarray:
         return _figure(figure, tp.sum(-1), fp.sum(-1), fn.sum(-1))
     each = _figure(figure, tp, fp, fn)
     if average == "macro":
-        return each.mean(-1)
+        return each.mean(-1) if each.shape[-1] else np.zeros(each.shape[:-1])
     support = tp + fn
     return _ratio((each * support).sum(-1), support.sum(-1))
 
@@ -164,24 +164,28 @@ def finding_scores(references: Sequence[frozenset[str]], predictions: Sequence[f
 
 
 def finding_intervals(
-    references: Sequence[frozenset[str]], predictions: Sequence[frozenset[str]], resamples: int
+    references: Sequence[frozenset[str]],
+    predictions: Sequence[frozenset[str]],
+    resamples: int,
+    examinations: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, list[float] | None]]:
-    """95 % bootstrap intervals over studies of `finding_scores`' `micro` and `macro`.
+    """95 % bootstrap intervals over studies, or their examinations, of `finding_scores`' `micro` and `macro`.
 
     Macro stays over the labels that the references hold as a whole; one that a resample lacks counts 0 there.
     """
     held = sorted(frozenset().union(*references))
     every = [*held, *sorted(frozenset().union(*predictions) - set(held))]
     table = counts(_indicators(references, every), _indicators(predictions, every))
-    n, kept = len(table), np.tile(np.arange(len(every)) < len(held), 3)
-    sums = resample_sums(table, resamples)
+    kept = np.tile(np.arange(len(every)) < len(held), 3)
+    drawn = resample(table, examinations, resamples)
     intervals: dict[str, dict[str, list[float] | None]] = {}
     for average, columns in (("micro", np.ones_like(kept)), ("macro", kept)):
-        chosen = sums[:, columns]
-        intervals[average] = {}
         for figure in FIGURES:
-            found = bootstrap_ci(chosen, lambda rows, n, a=average, f=figure: averaged(rows, a, f), n)  # type: ignore[misc]
-            intervals[average][figure] = None if found is None else list(found)
+            formula = partial(averaged, average=average, figure=figure)
+            found = None
+            if drawn is not None:
+                found = bootstrap_ci(drawn[0][:, columns], lambda sums, n, of=formula: of(sums), drawn[1])  # type: ignore[misc]
+            intervals.setdefault(average, {})[figure] = None if found is None else list(found)
     return intervals
 
 

@@ -17,6 +17,7 @@ from zoo.metrics.pairs import Corpus, Score
 from zoo.metrics.protocols import PROTOCOLS, Metric
 from zoo.metrics.significance import Aggregate, mean
 
+EXAMINATION = "examination"  # the column of what belongs together, where a study is part of an examination
 _HEAD = re.compile(r"# protocol (\w+) version (\d+)")
 
 
@@ -27,7 +28,7 @@ class StudyTable:
     Attributes:
         ids: The studies' ids, or their hashes in a submission.
         columns: Name → `(study,)`: `<metric key>` holds the studies' own values, `<corpus name>.<column>` what a corpus
-            metric sums.
+            metric sums; `examination`, where studies are parts of examinations, the number of a study's.
         protocol: The protocol's id.
         version: The protocol's version.
     """
@@ -36,6 +37,11 @@ class StudyTable:
     columns: Mapping[str, np.ndarray]
     protocol: str
     version: int
+
+    @property
+    def examinations(self) -> np.ndarray | None:
+        """The number of each study's examination, `(study,)`; `None` where a study is one."""
+        return self.columns.get(EXAMINATION)
 
     def keys(self) -> list[str]:
         """The protocol's metrics that can be computed from this table, in the protocol's order."""

@@ -1,13 +1,14 @@
 """Intervals and tests from tables of the studies' statistics: no texts, no models, only sums over studies.
 
 A table is `(study, column)`. A metric's value is an `Aggregate` of the table's sums, so that a resample of studies, or
-a swap of two systems' outputs, is a row of a matrix product. The unit of resampling is the study.
+a swap of two systems' outputs, is a row of a matrix product. The unit of resampling is the study; intervals of
+sentences that belong to examinations resample these whole, as the sentences of one are not independent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,19 +56,49 @@ def resample_sums(table: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) 
     return sums
 
 
-def bootstrap_ci(sums: np.ndarray, aggregate: Aggregate, n: int, level: float = 0.95) -> tuple[float, float] | None:
+def resample(
+    table: np.ndarray, clusters: Sequence[Hashable] | np.ndarray | None = None, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, int | np.ndarray] | None:
+    """What `bootstrap_ci` needs of a table whose studies may belong together.
+
+    Args:
+        table: `(study, column)`, finite.
+        clusters: What each study is a part of, `(study,)`; whole clusters are drawn, as many as there are, so that
+            resamples differ in their number of studies. `None`: each study is drawn by itself.
+        resamples: How many resamples.
+
+    Returns:
+        Sums `(resample, column)` and the number of studies, of all or of each resample `(resample,)`; `None` where
+        there is nothing to draw from: fewer than two studies or clusters.
+    """
+    table = _float_table(table)
+    if clusters is None:
+        return (resample_sums(table, resamples), len(table)) if len(table) > 1 else None
+    places: dict[Hashable, int] = {}
+    numbers = [places.setdefault(cluster, len(places)) for cluster in clusters]
+    if len(places) < 2:
+        return None
+    units = np.zeros((len(places), table.shape[1] + 1))
+    np.add.at(units, numbers, np.column_stack([table, np.ones(len(table))]))
+    sums = resample_sums(units, resamples)
+    return sums[:, :-1], sums[:, -1]
+
+
+def bootstrap_ci(
+    sums: np.ndarray, aggregate: Aggregate, n: int | np.ndarray, level: float = 0.95
+) -> tuple[float, float] | None:
     """The percentile bootstrap interval of a metric.
 
     Args:
-        sums: Of the metric's table, `(resample, column)`, from `resample_sums`.
+        sums: Of the metric's table, `(resample, column)`, from `resample` or `resample_sums`.
         aggregate: The metric.
-        n: The number of studies.
+        n: The number of studies, or of those in each resample, `(resample,)`.
         level: The interval's coverage.
 
     Returns:
         (low, high); `None` where there are fewer than two studies.
     """
-    return _interval(aggregate(sums, n), level) if n >= 2 else None
+    return _interval(aggregate(sums, n), level) if np.max(n) >= 2 else None
 
 
 def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
