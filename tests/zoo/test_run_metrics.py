@@ -101,6 +101,92 @@ def test_a_baseline_may_say_something_else_of_each_study():
     assert result["baselines"]["nearest_training_report"]["metrics"]["bleu_4"]["value"] == 1.0
 
 
+def sentences() -> list[dict]:
+    """Three films of two positive sentences or a negative one."""
+    said = (
+        ("a/0", "positive", "A nodule in the left lung.", "A nodule in the right lung."),
+        ("a/1", "positive", "Big heart.", "Big heart."),
+        ("a/2", "negative", "No pleural effusion.", "No pleural effusion."),
+        ("b/0", "negative", "No pneumothorax seen.", "No pleural effusion."),
+        ("c/0", "positive", "A nodule in the right lung.", ""),
+        ("c/1", None, "Pacemaker.", "Pacemaker."),
+    )
+    return [
+        {"id": name, "examination": name[0], "reference": reference, "prediction": prediction, "regions": []}
+        | ({"group": group} if group else {})
+        for name, group, reference, prediction in said
+    ]
+
+
+def test_groups_are_scored_apart_by_the_same_protocol():
+    scoring = Scoring("regionformer", (), label)
+    baselines = {"most_frequent_report": dict.fromkeys((line["id"] for line in sentences()), "No pleural effusion.")}
+    result = run_metrics(sentences(), scoring, baselines)
+    groups = result["groups"]
+    assert [(name, part["n"]) for name, part in groups.items()] == [("positive", 3), ("negative", 2)]
+    ungrouped = run_metrics([{**line, "group": None} for line in sentences()], scoring)
+    assert result["metrics"] == ungrouped["metrics"], "the figures of all do not know of groups"
+    alone = run_metrics([line for line in sentences() if line.get("group") == "positive"], scoring)
+    assert groups["positive"]["metrics"] == alone["metrics"]
+    assert groups["positive"]["metrics"]["phantom_findings_micro_recall"]["value"] == pytest.approx(2 / 3)
+    assert groups["negative"]["metrics"]["rouge_l"]["value"] == pytest.approx((1 + 1 / 3) / 2)
+    assert "phantom_findings_micro_f1" not in groups["negative"]["metrics"], "0 whatever a method says of these"
+    rows = [i for i, line in enumerate(sentences()) if line.get("group") == "positive"]
+    ours = sum(result["per_study"]["cider"][i] for i in rows) / 3
+    assert groups["positive"]["metrics"]["cider"]["value"] != pytest.approx(ours)  # other document frequencies
+    trivial = result["baselines"]["most_frequent_report"]["groups"]
+    assert trivial["negative"]["metrics"]["rouge_l"]["value"] > trivial["positive"]["metrics"]["rouge_l"]["value"]
+    assert "ci95" not in trivial["negative"]["metrics"]["rouge_l"]
+
+
+def test_references_without_findings_have_an_interval_of_0():
+    result = run_metrics([line for line in sentences() if line.get("group") == "negative"], Scoring("regionformer", (), label))
+    macro = result["metrics"]["phantom_findings_macro_f1"]
+    assert (macro["value"], macro["ci95"]) == (0.0, [0.0, 0.0])
+
+
+def test_examinations_are_scored_as_one_report_each():
+    result = run_metrics(sentences(), Scoring("regionformer", (), label))
+    films = [
+        ("a", "A nodule in the left lung. Big heart. No pleural effusion.",
+         "A nodule in the right lung. Big heart. No pleural effusion."),
+        ("b", "No pneumothorax seen.", "No pleural effusion."),
+        ("c", "A nodule in the right lung. Pacemaker.", "Pacemaker."),
+    ]  # fmt: skip
+    reports = [{"id": i, "reference": ref, "prediction": pred, "regions": []} for i, ref, pred in films]
+    whole = result["examinations"]
+    assert (whole["n"], whole["protocol"]) == (3, "regionformer")
+    assert whole["metrics"] == run_metrics(reports, Scoring("regionformer", (), label))["metrics"]
+    assert result["per_study"]["examination"] == [0, 0, 0, 1, 2, 2]
+    assert result["provenance"]["intervals"]["method"] == "percentile bootstrap over examinations"
+
+
+def test_studies_that_are_examinations_have_neither_groups_nor_examinations():
+    result = run_metrics(lines(), SCORING, baselines())
+    assert not {"groups", "examinations"} & {*result, *result["baselines"]["always_normal"]}
+    assert "examination" not in result["per_study"]
+    single = [line for line in sentences() if line["id"].endswith("/0")]  # no film of which there are two
+    assert "examinations" not in run_metrics(single, SCORING)
+
+
+def test_the_table_shows_groups_and_examinations_within_100_columns():
+    result = run_metrics(sentences(), Scoring("regionformer", (), label)) | {"phantom": True, "split": "test"}
+    console = Console(width=100, record=True, file=io.StringIO())
+    show(result, console)
+    text = console.export_text()
+    titles = [line for line in text.splitlines() if line.startswith("phantom, not patients: ")]
+    assert [title.split(": ")[1] for title in titles] == [
+        "Reports, test, 6 studies, protocol regionformer (version 1)",
+        "By group, test, 6 studies, protocol regionformer (version 1)",
+        "Texts joined, test, 3 examinations, protocol regionformer (version 1)",
+    ]
+    group = text.split("By group")[1]
+    heads = next(line for line in group.splitlines() if "positive" in line)
+    assert [cell.strip() for cell in heads.split("┃")[2:5]] == ["all (6)", "positive (3)", "negative (2)"]
+    rouge = next(line for line in group.splitlines() if "ROUGE-L" in line)
+    assert rouge.split("│")[4].strip() == "0.6667"
+
+
 def test_validation_is_spared_what_costs_time():
     result = quick_metrics(lines(), SCORING)
     assert {"bleu_4", "cider", "region_f1", "phantom_findings_micro_f1"} < set(result["metrics"])

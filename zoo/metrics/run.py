@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +51,8 @@ def run_metrics(
     """Everything that `metrics.json` holds about the predictions. The same lines give the same dictionary.
 
     Args:
-        lines: `{"id", "reference", "prediction", "regions": [{"region", "named", "reference", "prediction"}], …}`.
+        lines: `{"id", "reference", "prediction", "regions": [{"region", "named", "reference", "prediction"}], …}`, by
+            choice with the `group` and the `examination` that a study is of.
         scoring: How to score them.
         baselines: Name → study id → a report that is scored in place of the prediction.
         progress: Show a progress bar.
@@ -58,19 +60,59 @@ def run_metrics(
     Returns:
         `engine.evaluate`'s dictionary with `per_study`, its `metrics` with `region_precision`, `region_recall`,
         `region_f1` and `phantom_findings_{micro,macro}_{precision,recall,f1}` added where they apply; `regions` (see
-        `region_scores`), `findings` (by label), `length`, and `baselines` (name → `{"metrics", "skipped"}`).
+        `region_scores`), `findings` (by label), `length`, and `baselines` (name → `{"metrics", "skipped"}`). Where
+        studies have groups, `groups` (name → `{"n", "metrics", "skipped"}`, the largest first): the same protocol on
+        a group's pairs alone, so that CIDEr's document frequencies come from the group's own references; of a baseline
+        only what is cheap, without intervals. Where studies share examinations, intervals resample examinations, and
+        `examinations` (`{"n", "protocol", "version", "metrics", "skipped"}`) scores each as one report.
     """
     result = _report_metrics(lines, scoring, progress=progress)
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
     texts = region_texts_of_run(lines, scoring.regions)
     result["regions"] = region_scores(_named(lines), texts, scoring.regions, scoring.protocol, tools=scoring.tools)
     result["length"] = length_distribution(references, predictions, PROTOCOLS[scoring.protocol].prepare)
+    result |= _groups(lines, scoring, progress=progress)
+    if _shared_examinations(lines):
+        scored = _report_metrics(_joined(lines), scoring, progress=progress)
+        result["examinations"] = {key: scored[key] for key in ("n", "protocol", "version", "metrics", "skipped")}
     result["baselines"] = {}
     for name, reports in (baselines or {}).items():
         trivial = [line | {"prediction": reports[line["id"]], "regions": []} for line in map(dict, lines)]
         scored = _report_metrics(trivial, scoring, progress=progress)
-        result["baselines"][name] = {key: scored[key] for key in ("metrics", "skipped")}
+        apart = _groups(trivial, scoring, cheap=True)
+        result["baselines"][name] = {key: scored[key] for key in ("metrics", "skipped")} | apart
     return result
+
+
+def _groups(lines: Sequence[Line], scoring: Scoring, cheap: bool = False, progress: bool = False) -> dict[str, Any]:
+    """`{"groups": …}`; nothing where no line has a group."""
+    sizes = Counter(line["group"] for line in lines if "group" in line)
+    groups = {}
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        scored = _report_metrics([line for line in lines if line.get("group") == name], scoring, cheap, progress)
+        if "findings" in scored and not any(row["support"] for row in scored["findings"]["labels"].values()):
+            # No reference states a finding: the figures would be 0 whatever a method says.
+            scored["metrics"] = {k: v for k, v in scored["metrics"].items() if not k.startswith("phantom_findings")}
+        groups[name] = {key: scored[key] for key in ("n", "metrics", "skipped")}
+    return {"groups": groups} if groups else {}
+
+
+def _shared_examinations(lines: Sequence[Line]) -> list[str] | None:
+    """Each line's examination, where some lines are of the same one."""
+    names = [line.get("examination", line["id"]) for line in lines]
+    return names if len(set(names)) < len(names) else None
+
+
+def _joined(lines: Sequence[Line]) -> list[Line]:
+    """A line for each examination: its texts in the dataset's order, joined by spaces."""
+    parts: dict[str, list[Line]] = {}
+    for line in lines:
+        parts.setdefault(line.get("examination", line["id"]), []).append(line)
+    return [
+        {"id": name, "regions": []}
+        | {side: " ".join(line[side] for line in said if line[side]) for side in ("reference", "prediction")}
+        for name, said in parts.items()
+    ]
 
 
 def _report_metrics(
@@ -78,11 +120,13 @@ def _report_metrics(
 ) -> dict[str, Any]:
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
     ids, resamples = [line["id"] for line in lines], 0 if cheap else RESAMPLES
+    examinations = _shared_examinations(lines)
     result = evaluate(
         references,
         predictions,
         ids,
         scoring.protocol,
+        examinations=examinations,
         cheap=cheap,
         resamples=resamples,
         per_study=not cheap,
@@ -92,23 +136,32 @@ def _report_metrics(
     means = recognition_mean(recognition(_named(lines), scoring.regions))
     result["metrics"] |= {key: {"value": value, **RECOGNITION} for key, value in means.items()}
     if scoring.rules14:
-        add_rules14(result, references, predictions, ids)
+        add_rules14(result, references, predictions, ids, examinations)
     if scoring.label is not None:
-        _add_findings(result, references, predictions, scoring.label, resamples)
+        _add_findings(result, references, predictions, scoring.label, resamples, examinations)
     return result
 
 
 def add_rules14(
-    result: dict[str, Any], references: Sequence[str], predictions: Sequence[str], ids: Sequence[str]
+    result: dict[str, Any],
+    references: Sequence[str],
+    predictions: Sequence[str],
+    ids: Sequence[str],
+    examinations: Sequence[str] | None = None,
 ) -> None:
     """Adds the rule labeller's figures to `engine.evaluate`'s dictionary, under their own protocol."""
-    scored = evaluate(references, predictions, ids, RULES14)
+    scored = evaluate(references, predictions, ids, RULES14, examinations=examinations)
     for part in ("metrics", "classes", "skipped"):
         result[part] |= scored[part]
 
 
 def _add_findings(
-    result: dict[str, Any], references: Sequence[str], predictions: Sequence[str], label: Label, resamples: int
+    result: dict[str, Any],
+    references: Sequence[str],
+    predictions: Sequence[str],
+    label: Label,
+    resamples: int,
+    examinations: Sequence[str] | None,
 ) -> None:
     try:
         read = {text: label(text) for text in dict.fromkeys([*references, *predictions])}
@@ -119,7 +172,7 @@ def _add_findings(
         return
     sides = [read[text] for text in references], [read[text] for text in predictions]
     scores = finding_scores(*sides)
-    intervals = finding_intervals(*sides, resamples) if resamples else {}
+    intervals = finding_intervals(*sides, resamples, examinations) if resamples else {}
     for average in ("micro", "macro"):
         for key, value in scores[average].items():
             interval = {"ci95": intervals[average][key]} if intervals else {}

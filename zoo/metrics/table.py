@@ -12,7 +12,9 @@ from zoo.metrics.protocols import PROTOCOLS
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the figures of `zoo.evaluate` or of a run's `metrics.json`: the method beside its baselines, its regions.
+    """Prints the figures of `zoo.evaluate` or of a run's `metrics.json`.
+
+    The method stands beside its baselines; its groups, whole examinations and regions follow where it has them.
 
     Args:
         result: What `engine.evaluate` returns, or the content of `metrics.json`.
@@ -24,6 +26,13 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     for (reason, how_to), absent in absent_metrics(result).items():
         advice = f"{' · '.join(absent)} absent: {reason}. To have it: {how_to}."
         console.print(advice, style="yellow", highlight=False)
+    if result.get("groups"):
+        console.print(_title(result, "By group"), style="bold", highlight=False)
+        console.print(_group_table(result))
+    if result.get("examinations"):
+        whole = result["examinations"]
+        console.print(_title(result | whole, "Texts joined", "examinations"), style="bold", highlight=False)
+        console.print(_main_table(whole))
     if result.get("regions"):
         console.print(_title(result, "Regions"), style="bold", highlight=False)
         console.print(_region_table(result))
@@ -60,10 +69,10 @@ def label(key: str, result: Mapping[str, Any]) -> str:
     return key.replace("phantom_findings", "findings").replace("_", " ").replace(" f1", " F1")
 
 
-def _title(result: Mapping[str, Any], what: str) -> str:
+def _title(result: Mapping[str, Any], what: str, units: str = "studies") -> str:
     place = "".join(f", {result[key]}" for key in ("split",) if result.get(key))
     phantom = "phantom, not patients: " if result.get("phantom") else ""
-    return f"{phantom}{what}{place}, {result['n']} studies, protocol {result['protocol']} (version {result['version']})"
+    return f"{phantom}{what}{place}, {result['n']} {units}, protocol {result['protocol']} (version {result['version']})"
 
 
 def _main_table(result: Mapping[str, Any]) -> Table:
@@ -81,6 +90,18 @@ def _main_table(result: Mapping[str, Any]) -> Table:
             rest = [entry.get("std"), entry.get("overall")]
         interval = "–".join(f"{end:.3f}" for end in entry.get("ci95") or ()) or "–"
         table.add_row(label(key, result), _figure(entry["value"]), interval, *map(_figure, rest))
+    return table
+
+
+def _group_table(result: Mapping[str, Any]) -> Table:
+    groups = result["groups"]
+    table = Table()
+    table.add_column("", min_width=20)
+    for name, part in {"all": result, **groups}.items():
+        table.add_column(f"{name} ({part['n']})", justify="right", no_wrap=True)
+    for key, entry in result["metrics"].items():
+        apart = [part["metrics"].get(key, {}).get("value") for part in groups.values()]
+        table.add_row(label(key, result), *map(_figure, [entry["value"], *apart]))
     return table
 
 
