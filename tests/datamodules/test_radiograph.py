@@ -73,7 +73,7 @@ def _cut(path):
         (_cut, "a.png", "a.png: cannot be read as an image .*truncated"),
         (lambda path: path.write_text("no image"), "a.png", "cannot be read as an image"),
         (lambda path: None, "a.png", "a.png: no such file"),
-        (lambda path: path.write_bytes(b"DICM"), "a.dcm", "a.dcm: DICOM is not read; save it as"),
+        (lambda path: path.write_bytes(b"DICM"), "a.dcm", "a.dcm: is no DICOM file .no DICM at byte 128.; fetch it"),
         (lambda path: Image.fromarray(np.array([[0, 70000]], np.int32)).save(path), "a.tif", "from 0 to 70000"),
     ],
 )
