@@ -139,7 +139,7 @@ class PadChestGR(ReportDataModule):
         """One radiograph from loose files.
 
         Args:
-            image: Grey PNG (8 or 16 bit) or JPEG. DICOM is not read.
+            image: Grey PNG (8 or 16 bit), JPEG or DICOM; see `radiograph.read_grey`.
             boxes: What the report is to speak of: `x0,y0,x1,y1;…` as fractions of width and height from the upper left
                 corner, or a JSON file with a list of such boxes. None: the image as a whole.
 
