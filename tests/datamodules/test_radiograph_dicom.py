@@ -69,6 +69,8 @@ def test_values_without_a_lut_are_those_stored_at_every_depth(tmp_path, bits, ki
     turned = read_grey(write(tmp_path / "b.dcm", stored, bits, PhotometricInterpretation="MONOCHROME1"))
     assert turned.dtype == out and turned[0, 0] == 2**bits - 1 and turned[-1, -1] == 0
     assert (turned.astype(int) + stored == 2**bits - 1).all()
+    dull = write(tmp_path / "c.dcm", np.array([[1, 40]], kind), bits, PhotometricInterpretation="MONOCHROME1")
+    assert read_grey(dull).tolist() == [[2**bits - 2, 2**bits - 41]]  # around the whole range, not the image's own
 
 
 def test_depth_is_what_the_file_says_and_not_what_the_values_need(tmp_path):
