@@ -29,12 +29,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from transformers import GPT2LMHeadModel
 
 from datamodules.study import SettingsFault, Study
 from lit_modules.nets import backbones
@@ -56,6 +55,9 @@ from lit_modules.nets.weights_hash import weights_hash
 from lit_modules.regionformer_samples import IGNORED, Eyes, Input, RegionFormerPreprocessor, boxes_of
 from lit_modules.regionformer_weights import load_checkpoint
 from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,7 @@ class RegionFormer(ReportGenerator):
         gpt = backbones.build_language_model(
             config, settings.llm, torch.float32, settings.phantom, weights=settings.init_from is None
         )
-        if not isinstance(gpt, GPT2LMHeadModel):
-            raise SettingsFault(f"model.llm={settings.llm} is a {type(gpt).__name__}; RegionFormer writes with a GPT-2")
-        self.gpt = gpt.requires_grad_(False)
+        self.gpt: GPT2LMHeadModel = gpt.requires_grad_(False)
         dim = build_vision_config(settings.clip, settings.phantom_clip).projection_dim
         self.clip_project = PrefixMapper(
             PrefixMapperSettings(
@@ -200,12 +200,13 @@ class RegionFormer(ReportGenerator):
         )
         if settings.init_from and not meta:
             load_checkpoint(settings.init_from, self.gpt, self.clip_project)
-            self.gpt.requires_grad_(False)
         self.train(self.training)
 
     def _check(self, config: Any) -> None:
-        """Refuses lengths that the language model has no positions for."""
+        """Refuses another kind of language model, and lengths that it has no positions for."""
         settings = self.settings
+        if config.model_type != "gpt2":
+            raise SettingsFault(f"model.llm={settings.llm} is a {config.model_type}; RegionFormer writes with a GPT-2")
         room = config.n_positions - settings.mapper.prefix_length
         longest = max(settings.max_length, settings.decoding.max_new_tokens)
         if longest > room:

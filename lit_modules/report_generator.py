@@ -216,7 +216,8 @@ class ReportGenerator(L.LightningModule, ABC):
     def _kept_keys(self) -> set[str]:
         """State-dict keys that a checkpoint holds: all but the frozen ones that a file brings."""
         from_files = tuple(self.frozen_files())
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        parameters = self.named_parameters(remove_duplicate=False)  # a tied head has its key too
+        frozen = {name for name, parameter in parameters if not parameter.requires_grad}
         return {key for key in self.state_dict() if not (key in frozen and key.startswith(from_files))}
 
 
