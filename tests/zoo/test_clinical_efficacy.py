@@ -237,6 +237,16 @@ def test_a_method_without_an_embedding_has_no_nearest_report(tmp_path, monkeypat
     assert "nearest_training_report" not in json.loads((tmp_path / "metrics.json").read_text())["baselines"]
 
 
+def test_a_fault_in_a_baseline_does_not_cost_the_reports(tmp_path, monkeypatch):
+    def broken(self, batch):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(Parrot, "embed", broken)
+    with pytest.raises(RuntimeError, match="no luck"):
+        trainer(tmp_path, callbacks=[ClinicalEfficacy(nearest_report=True)]).test(Parrot(), data(tmp_path))
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 5
+
+
 def test_two_processes_give_what_one_gives(tmp_path):
     """Five studies on two processes: one is padded, and must not be counted twice."""
     for name, processes in (("one", {}), ("two", {"devices": 2, "strategy": "ddp_fork"})):

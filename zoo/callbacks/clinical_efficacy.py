@@ -24,15 +24,15 @@ from zoo.metrics.run import Scoring, quick_metrics, run_metrics
 from zoo.metrics.table import absent_metrics
 from zoo.run_directory import RunDirectory, atomic_write
 
-Said = dict[str, Any]  # a Report without its evidence, as plain data
+Said = dict[str, Any]  # a Report as plain data
 
 
 class ClinicalEfficacy(L.Callback):
     """Metrics of the generated reports, logged as `validation/bleu_4`, `test/region_f1`, ….
 
-    Validation computes the cheap metrics; the test computes all of them and writes `predictions.jsonl`, `metrics.json`
-    and `per_study.csv` into the Trainer's `default_root_dir`. `metrics.json` holds no time and no place: the same
-    predictions give the same file.
+    Validation computes the cheap metrics; the test computes all of them, those of groups of studies apart
+    (`test/positive/bleu_4`), and writes `predictions.jsonl`, `metrics.json` and `per_study.csv` into the Trainer's
+    `default_root_dir`. `metrics.json` holds no time and no place: the same predictions give the same file.
 
     Args:
         protocol: How texts are scored, a key of `zoo.metrics.protocols.PROTOCOLS`.
@@ -99,15 +99,19 @@ class ClinicalEfficacy(L.Callback):
         """Logs all metrics and writes `predictions.jsonl`, `metrics.json` and `per_study.csv`."""
         data = _datamodule(trainer)
         lines = self._lines(trainer, data, "test")
+        run, result = RunDirectory(Path(trainer.default_root_dir)), None
+        if trainer.is_global_zero:  # first of all, so that no fault in scoring costs the reports
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            atomic_write(run.predictions, text)
         nearest = self._nearest(trainer, pl_module, data)  # every process takes part
-        result = None
         if trainer.is_global_zero:
             scoring = self._scoring(data)
             trivial = trivial_reports(data.studies("train"), data.regions, scoring.label)
             baselines = {name: {line["id"]: report for line in lines} for name, report in trivial.items()} | nearest
             result = run_metrics(lines, scoring, baselines, progress=trainer.progress_bar_callback is not None)
             result = {"phantom": data.is_phantom(), "split": lines[0]["split"]} | result
-            _write(RunDirectory(Path(trainer.default_root_dir)), lines, result)
+            write_table(run.per_study, table_of([line["id"] for line in lines], result))
+            atomic_write(run.metrics, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
         self._log(trainer, pl_module, "test", result)
 
     def _scoring(self, data: ReportDataModule) -> Scoring:
@@ -133,17 +137,15 @@ class ClinicalEfficacy(L.Callback):
         return [_line(study, said[study.id], data, label) for study in studies if study.id in said]
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str, result: dict[str, Any] | None) -> None:
-        numbers = {f"{split}/{key}": entry["value"] for key, entry in result["metrics"].items()} if result else {}
+        groups = {f"{split}/{name}": part for name, part in result.get("groups", {}).items()} if result else {}
+        parts = {split: result} | groups if result else {}
+        numbers = {
+            f"{of}/{key}": entry["value"] for of, part in parts.items() for key, entry in part["metrics"].items()
+        }
         numbers = trainer.strategy.broadcast(numbers)  # every process logs, so that a checkpoint may monitor them
         pl_module.log_dict(numbers)
         for (reason, how_to), names in (absent_metrics(result) if result else {}).items():
             rank_zero_info(f"{split}: {', '.join(names)} absent: {reason}; {how_to}")
-
-
-def _write(run: RunDirectory, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    atomic_write(run.predictions, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_table(run.per_study, table_of([line["id"] for line in lines], result))
-    atomic_write(run.metrics, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_complete(said: dict[str, Said], studies: list[Study], split: str, partial: bool = False) -> None:
@@ -187,7 +189,7 @@ def _line(study: Study, said: Said, data: ReportDataModule, label: Any) -> dict[
         }
         for row in said["regions"]
     ]
-    return {
+    line = {
         "id": study.id,
         "reference": reference,
         "prediction": said["text"],
@@ -196,6 +198,9 @@ def _line(study: Study, said: Said, data: ReportDataModule, label: Any) -> dict[
         "findings": None if label is None else sorted(label(reference)),
         "split": study.split,
     }
+    group, examination = data.group_of(study), data.examination_of(study)
+    line |= {} if group is None else {"group": group}
+    return line | ({} if examination == study.id else {"examination": examination})
 
 
 def _gather(said: list[Said]) -> list[list[Said]]:
