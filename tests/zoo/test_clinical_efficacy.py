@@ -161,18 +161,23 @@ def test_validation_logs_what_a_checkpoint_can_monitor(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
 
 
-def test_every_other_epoch(tmp_path):
-    seen = []
+def test_every_other_epoch_is_scored_and_the_others_write_nothing(tmp_path):
+    seen, asked = [], []
 
     class Watch(L.Callback):
         def on_validation_end(self, trainer, pl_module):
             seen.append("validation/bleu_4" in trainer.callback_metrics)
 
+    class Counting(Parrot):
+        def generate(self, batch):
+            asked.append(self.trainer.current_epoch)
+            return super().generate(batch)
+
     run = trainer(
         tmp_path, callbacks=[ClinicalEfficacy(every_n_epochs=2), Watch()], max_epochs=2, num_sanity_val_steps=0
     )
-    run.fit(Parrot(), datamodule=data(tmp_path))
-    assert seen == [False, True]
+    run.fit(Counting(), datamodule=data(tmp_path))
+    assert seen == [False, True] and set(asked) == {1}
 
 
 def test_a_study_without_a_report_is_an_error_that_names_it(tmp_path):

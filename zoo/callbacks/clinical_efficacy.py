@@ -36,7 +36,7 @@ class ClinicalEfficacy(L.Callback):
 
     Args:
         protocol: How texts are scored, a key of `zoo.metrics.protocols.PROTOCOLS`.
-        every_n_epochs: Score the validation after every so many epochs.
+        every_n_epochs: Score the validation after every so many epochs; the others write no reports.
         weights: A folder with the weights of metrics that have some (`docs/protocols.md`).
         online: Whether those weights may be fetched from the hub.
         rules14: Add the figures of the rule labeller for drawn radiographs.
@@ -65,10 +65,18 @@ class ClinicalEfficacy(L.Callback):
     # Collecting
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forgets what an interrupted validation left."""
+        """Forgets what an interrupted validation left, and asks for no reports that would not be scored."""
+        self._said = []
+        if isinstance(pl_module, ReportGenerator):
+            pl_module.reports_in_validation = self._due(trainer)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets what an interrupted test left."""
         self._said = []
 
-    on_test_epoch_start = on_validation_epoch_start
+    def _due(self, trainer: L.Trainer) -> bool:
+        """Whether this validation is scored."""
+        return not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def on_validation_batch_end(
         self,
@@ -88,7 +96,7 @@ class ClinicalEfficacy(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the cheap metrics."""
-        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every_n_epochs:
+        if not self._due(trainer):
             return
         data = _datamodule(trainer)
         lines = self._lines(trainer, data, "validation")
