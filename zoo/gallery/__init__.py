@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,14 +15,17 @@ import numpy as np
 from rich.progress import track
 
 from datamodules.study import DataFault, Study
-from zoo.gallery.page import Entry, RegionRow, document, figure, index_row, study_section
-from zoo.gallery.slices import Pictures, draw
+from lit_modules.report_generator import Heatmap
+from zoo.gallery.page import Drawn, Entry, RegionRow, document, facts, figure, index_row, study_section
+from zoo.gallery.radiograph import Radiograph, draw_radiograph, with_heatmaps
+from zoo.gallery.slices import draw
 from zoo.metrics import nlg
 from zoo.metrics.pairs import Pairs
 from zoo.metrics.tokenise import tokenise_13a, tokenise_rouge
 from zoo.run_directory import atomic_write
 
 Labeller = Callable[[str], frozenset[str]]
+Explainer = Callable[[Study, str], Mapping[str, Heatmap]]  # a ReportGenerator's `explain`
 DRAWERS = 4  # studies that are drawn at a time
 
 
@@ -36,12 +40,13 @@ class Source(Protocol):
     def label_findings(self) -> Labeller | None: ...
 
 
-def write_gallery(folder: Path, datamodule: Source, limit: int = 40) -> Path:
+def write_gallery(folder: Path, datamodule: Source, explain: Explainer | None = None, limit: int = 40) -> Path:
     """Writes a run's `gallery.html` from its `predictions.jsonl` and, where there, `metrics.json`.
 
     Args:
         folder: The run's folder.
         datamodule: The ReportDataModule that the predictions are of; gives regions, pixels and finding labels.
+        explain: The method's; asked about the radiographs that are drawn, one after the other.
         limit: At most as many studies are drawn: where there are more, evenly from the worst to the best.
 
     Returns:
@@ -60,25 +65,27 @@ def write_gallery(folder: Path, datamodule: Source, limit: int = 40) -> Path:
         drawn = [drawn[i] for i in np.linspace(0, len(drawn) - 1, limit).round().astype(int)]
     regions = list(dict.fromkeys([*datamodule.regions, *(row.region for entry in drawn for row in entry.regions)]))
     columns = list(dict.fromkeys(name for entry in drawn for name in entry.scores))
+    applies = facts(drawn)
     rows, sections = [], []
-
-    def pictured(entry: Entry) -> Pictures | None:
-        study = datamodule.read(entry.study)
-        return None if study.volume is None else draw(study)
-
-    with ThreadPoolExecutor(min(DRAWERS, os.cpu_count() or 1)) as pool:  # unpacking and compressing leave Python's lock
-        pictures_of = list(track(pool.map(pictured, drawn), description="Drawing the gallery", total=len(drawn)))
-    for position, (entry, pictures) in enumerate(zip(drawn, pictures_of, strict=True)):
-        rows.append(index_row(entry, pictures, f"study-{position}", columns))
+    drawing = track(_pictures(drawn, datamodule, explain), description="Drawing the gallery", total=len(drawn))
+    for position, (entry, pictures) in enumerate(zip(drawn, drawing, strict=True)):
+        rows.append(index_row(entry, pictures, f"study-{position}", applies, columns))
         sections.append(study_section(entry, pictures, regions, f"study-{position}"))
     phantom = bool(datamodule.is_phantom())
     title = f"{folder.resolve().name}{' · phantom' if phantom else ''}"
-    body = _index(title, folder / "metrics.json", rows, columns, len(entries)) + "".join(sections)
+    body = _index(title, folder / "metrics.json", rows, applies, columns, len(entries)) + "".join(sections)
     atomic_write(folder / "gallery.html", document(title, phantom, body))
     return folder / "gallery.html"
 
 
-def write_study_page(path: Path, study: Study, entry: Entry, regions: tuple[str, ...], caption: str) -> Path:
+def write_study_page(
+    path: Path,
+    study: Study,
+    entry: Entry,
+    regions: tuple[str, ...],
+    caption: str,
+    heatmaps: Mapping[str, Heatmap] | None = None,
+) -> Path:
     """Writes one study's page, without a reference.
 
     Args:
@@ -87,9 +94,12 @@ def write_study_page(path: Path, study: Study, entry: Entry, regions: tuple[str,
         entry: What the method says.
         regions: Every region's name in the order of colours and numbers.
         caption: Where the report comes from, in one line.
+        heatmaps: Where the method looked; shown on a radiograph.
     """
-    names = list(dict.fromkeys([*regions, *(row.region for row in entry.regions), *(study.masks or ())]))
-    pictures = None if study.volume is None else draw(study)
+    names = list(dict.fromkeys([*regions, *(row.region for row in entry.regions)]))
+    pictures = _draw(study)
+    if isinstance(pictures, Radiograph):
+        pictures = with_heatmaps(pictures, heatmaps or {})
     section = study_section(entry, pictures, names, "study-0")
     body = f'<p class="caption">{html.escape(caption)}</p>{section}'
     atomic_write(path, document(f"Report of {study.id}", False, body))
@@ -115,6 +125,30 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     if not lines:
         raise DataFault(f"{path}: empty; run zoo.fit (or its evaluation) to the end first")
     return lines
+
+
+def _draw(study: Study) -> Drawn | None:
+    """What can be drawn of a study that was read."""
+    if study.volume is not None:
+        return draw(study)
+    return None if study.image is None else draw_radiograph(study)
+
+
+def _pictures(entries: Sequence[Entry], datamodule: Source, explain: Explainer | None) -> Iterator[Drawn | None]:
+    """Each entry's pictures. A few studies are read and drawn ahead; the method is asked in the caller's thread."""
+
+    def pictured(entry: Entry) -> tuple[Study, Drawn | None]:
+        study = datamodule.read(entry.study)
+        return study, _draw(study)
+
+    with ThreadPoolExecutor(min(DRAWERS, os.cpu_count() or 1)) as pool:  # unpacking and compressing leave Python's lock
+        ahead = deque(pool.submit(pictured, entry) for entry in entries[:DRAWERS])
+        for position, entry in enumerate(entries, DRAWERS):
+            study, pictures = ahead.popleft().result()
+            ahead.extend(pool.submit(pictured, later) for later in entries[position : position + 1])
+            if explain is not None and isinstance(pictures, Radiograph):
+                pictures = with_heatmaps(pictures, explain(study, entry.raw or entry.prediction))
+            yield pictures
 
 
 def _studies(lines: list[dict[str, Any]], datamodule: Source, path: Path) -> dict[str, Study]:
@@ -163,10 +197,11 @@ def _entry(line: Mapping[str, Any], study: Study, label: Labeller | None, scores
     )
 
 
-def _index(title: str, metrics: Path, rows: list[str], columns: list[str], total: int) -> str:
+def _index(title: str, metrics: Path, rows: list[str], facts: Sequence[str], columns: Sequence[str], total: int) -> str:
+    kinds = {name: "names" if name == "boxes" else "number" for name in facts} | dict.fromkeys(columns, "number score")
     heads = "".join(
-        f'<th class="number" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
-        for name in ("regions said", "findings", *columns)
+        f'<th class="{kind}" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
+        for name, kind in kinds.items()
     )
     shown = f"{total} studies" if len(rows) == total else f"{len(rows)} of {total} studies, from worst to best"
     return (

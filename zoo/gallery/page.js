@@ -32,11 +32,11 @@
     else if (event.key === "Escape") location.hash = "index";
   });
 
-  // The viewer of one study: levels, and regions tied to their sentences.
+  // The viewer of one study: levels, heatmaps, and regions tied to their sentences.
   for (const study of studies) {
     const viewer = study.querySelector(".viewer");
     if (!viewer) continue;
-    const slider = viewer.querySelector("input");
+    const slider = viewer.querySelector("[type=range]");
     let pinned = null;
     const setLevel = level => {
       slider.value = level;
@@ -51,8 +51,14 @@
       if (best && (jump || !viewer.querySelector(`.axial.here [data-r="${region}"]`))) setLevel(best);
     };
     const pin = region => { pinned = pinned === region ? null : region; focus(pinned, true); };
-    slider.addEventListener("input", () => setLevel(slider.value));
-    setLevel(viewer.dataset.level);
+    if (slider) {
+      slider.addEventListener("input", () => setLevel(slider.value));
+      setLevel(viewer.dataset.level);
+    }
+    for (const choice of all("[type=radio]", viewer)) {  // which heatmap is laid over the image
+      choice.addEventListener("change", () =>
+        all("[data-heat]", viewer).forEach(e => e.classList.toggle("here", e.dataset.heat === choice.value)));
+    }
     for (const part of all("[data-r]", study)) {
       const region = part.dataset.r;
       part.addEventListener("mouseenter", () => pinned === null && focus(region, false));
@@ -83,7 +89,8 @@
     };
     heads.forEach((h, i) => h.firstElementChild && h.firstElementChild.addEventListener("click", () =>
       sort(i, h.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending")));
-    all("[data-order]", index).forEach(b => b.addEventListener("click", () => sort(4, b.dataset.order)));
+    const ranked = heads.findIndex(h => h.matches(".score"));
+    all("[data-order]", index).forEach(b => b.addEventListener("click", () => sort(ranked, b.dataset.order)));
     const search = index.querySelector("[type=search]");
     search.addEventListener("input", () => {
       for (const row of body.rows) row.hidden = !row.cells[1].textContent.toLowerCase().includes(search.value.toLowerCase());

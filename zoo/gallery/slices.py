@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,11 @@ class Pictures:
     thumbnail: str
     oriented: bool
 
+    @property
+    def outlined(self) -> Collection[str]:
+        """The names of what is outlined."""
+        return self.best.keys()
+
 
 def draw(study: Study) -> Pictures:
     """Draws a study whose volume has been read.
@@ -94,7 +99,7 @@ def draw(study: Study) -> Pictures:
         coronal=coronal,
         level_rows=[1 - (index + 0.5) / len(volume) for index in levels],
         best={name: int(np.argmax(counts[levels])) for name, counts in area.items() if counts[levels].any()},
-        thumbnail=_encode(_grey(volume[middle, rows, columns], WINDOWS["lung"], THUMBNAIL)),
+        thumbnail=encode(_grey(volume[middle, rows, columns], WINDOWS["lung"], THUMBNAIL)),
         oriented=study.orientation is not None,
     )
 
@@ -221,13 +226,18 @@ def _slice(
     height, width = pixels.shape
     size = (max(1, round(width * scale[1])), max(1, round(height * scale[0])))
     stretch = np.array([size[0] / width, size[1] / height]) * SUBPIXEL
-    images = {name: _encode(_grey(pixels, window, size)) for name, window in WINDOWS.items()}
-    outlines = {name: _path(outline(mask), stretch) for name, mask in masks.items() if mask.any()}
+    images = {name: encode(_grey(pixels, window, size)) for name, window in WINDOWS.items()}
+    outlines = {name: path_data(outline(mask), stretch) for name, mask in masks.items() if mask.any()}
     return Slice(plane, index, images, size, outlines)
 
 
-def _path(polygons: Sequence[np.ndarray], stretch: np.ndarray) -> tuple[str, tuple[int, int]]:
-    """Relative SVG path data, and the topmost point of the longest polygon."""
+def path_data(polygons: Sequence[np.ndarray], stretch: np.ndarray) -> tuple[str, tuple[int, int]]:
+    """Relative SVG path data, and the topmost point of the longest polygon.
+
+    Args:
+        polygons: The longest first, `(point, 2)` of (x, y) each.
+        stretch: What x and y are multiplied by.
+    """
     parts = []
     for polygon in polygons:
         points = simplify(polygon * stretch, tolerance=0.35 * float(stretch.max())).round().astype(int)
@@ -243,7 +253,8 @@ def _grey(pixels: np.ndarray, window: tuple[float, float], size: tuple[int, int]
     return Image.fromarray((shade.clip(0, 1) * 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
 
 
-def _encode(image: Image.Image) -> str:
+def encode(image: Image.Image, quality: int = 72) -> str:
+    """A picture as a WebP data URI."""
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=72, method=4)
+    image.save(buffer, "WEBP", quality=quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
