@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from datamodules.study import DataFault, Study
-from lit_modules.report_generator import Report, ReportGenerator
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator
 from zoo.command import EnvironmentFault
 from zoo.config import Config
 from zoo.gallery import write_study_page
@@ -125,6 +126,7 @@ def write_report(
     regions: Sequence[str],
     study: Study,
     report: Report,
+    heatmaps: Mapping[str, Heatmap],
 ) -> Path:
     """Writes `report.json` and `report.html`; returns the page."""
     made_by = json.loads(run.provenance.read_text("utf-8")) if run.provenance.is_file() else {}
@@ -146,6 +148,9 @@ def write_report(
             "versions": versions(),
         },
     }
+    if study.image is not None:
+        record["boxes"] = {name: [list(box) for box in boxes] for name, boxes in (study.boxes or {}).items()}
+        record["heatmaps"] = {name: _plain(heatmap) for name, heatmap in heatmaps.items()}
     atomic_write(folder / "report.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     said = {row.region: row for row in report.regions or ()}
     shown = [name for name in regions if name in said or name in (study.masks or {})]
@@ -159,4 +164,16 @@ def write_report(
         ),
     )
     caption = f"{notice} Method {config.method}, recipe {config.recipe}, checkpoint {checkpoint}."
-    return write_study_page(folder / "report.html", study, entry, tuple(regions), caption)
+    return write_study_page(folder / "report.html", study, entry, tuple(regions), caption, heatmaps)
+
+
+def _plain(heatmap: Heatmap) -> dict[str, Any]:
+    """As JSON holds it; a value that is not finite is `null` there."""
+    rows = heatmap.values.astype(float).tolist()
+    return {
+        "title": heatmap.title,
+        "note": heatmap.note,
+        "frame": list(heatmap.frame),
+        "signed": heatmap.signed,
+        "values": [[value if math.isfinite(value) else None for value in row] for row in rows],
+    }

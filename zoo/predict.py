@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Writes DIR/report.json and DIR/report.html, a self-contained page, about one examination. Which files an examination
-takes is the dataset's to say: `--checkpoint RUN --help` lists them. Report text goes to DIR alone unless --show."""
+takes is the dataset's to say: `--method NAME --help` lists them. Report text goes to DIR alone unless --show."""
+
+STEPS = ("reading the examination", "building the model", "writing the report", "asking where it looked",
+         "drawing the page")  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,17 +31,22 @@ def main(argv: list[str] | None = None) -> int:
 def predict(argv: list[str]) -> None:
     """Finds the run, learns from its DataModule which options there are, and reports."""
     parser = _parser()
-    place = _checkpoint_option(argv)
-    if place is None:
-        parser.parse_intermixed_args(argv)  # prints the help, or that --checkpoint is missing
+    place, method = _chosen(argv)
+    if (place is None) == (not method):
+        parser.parse_intermixed_args(argv)  # prints the help, or that one of --checkpoint and --method is needed
         return
-    run, checkpoint = find_checkpoint(place)
     from zoo.config import import_target, load
     from zoo.study_options import add_study_options, study_arguments
 
+    if place is None and {"-h", "--help"} & set(argv):
+        add_study_options(parser, import_target(_dataset(method)).study_from_files)
+        parser.parse_intermixed_args(argv)
+    run, checkpoint = find_checkpoint(place or newest_run(method))
     study_from_files = import_target(load(run.config).values["data"]["class"]).study_from_files
     add_study_options(parser, study_from_files)
     arguments = parser.parse_intermixed_args(argv)
+    if place is None:
+        print(f"the newest finished run of {method}: {run.path}", file=sys.stderr)
     given = study_arguments(study_from_files, arguments)
     _report(load(run.config, arguments.settings), run, checkpoint, given, arguments)
 
@@ -66,14 +74,48 @@ def find_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
     return run, checkpoint
 
 
-def _checkpoint_option(argv: list[str]) -> Path | None:
-    """`--checkpoint`, before the other options are known."""
+def newest_run(method: str, folder: Path = Path("runs")) -> Path:
+    """The folder of the method's run that was finished last: it has figures and a checkpoint.
+
+    Raises:
+        UsageError: There is no such method, or no finished run of it.
+    """
+    from zoo.config import choose
+    from zoo.layers import read_layer
+    from zoo.run_directory import RunDirectory
+
+    choose("method", method, command.methods())
+    runs = [RunDirectory(path.parent) for path in folder.glob(f"{method}-*/config.yaml")]
+    finished = [run for run in runs if run.metrics.is_file() and run.resumable()]
+    for run in sorted(finished, key=lambda run: run.metrics.stat().st_mtime, reverse=True):
+        if read_layer(run.config).method == method:  # and not of another method whose name begins alike
+            return run.path
+    advice = f"train one: python -m zoo.fit --method {method}, or give --checkpoint"
+    raise command.UsageError(f"{folder}/ has no finished run of {method}; {advice}")
+
+
+def _dataset(method: str) -> str:
+    """The class of the data that `--help` tells the options of, where no run is named: the newest run's, or the
+    default recipe's."""
+    from zoo.config import compose, load
+    from zoo.run_directory import RunDirectory
+
+    try:
+        return load(RunDirectory(newest_run(method)).config).values["data"]["class"]
+    except command.UsageError:
+        return compose(method, command.DEFAULT_RECIPE, allow_missing=True).values["data"]["class"]
+
+
+def _chosen(argv: list[str]) -> tuple[Path | None, str]:
+    """`--checkpoint` and `--method`, before the other options are known."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--checkpoint", type=Path)
+    finder.add_argument("--method", default="")
     try:
-        return finder.parse_known_args(argv)[0].checkpoint
+        found = finder.parse_known_args(argv)[0]
     except argparse.ArgumentError:
-        return None
+        return None, ""
+    return found.checkpoint, found.method
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +127,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="RUN", help="a run's folder, or a checkpoint in one")
+    trained = parser.add_mutually_exclusive_group(required=True)
+    trained.add_argument("--checkpoint", type=Path, metavar="RUN", help="a run's folder, or a checkpoint in one")
+    known = ", ".join(command.methods())
+    trained.add_argument("--method", metavar="NAME", help=f"take its newest finished run in runs/; one of: {known}")
     add("--output", type=Path, required=True, metavar="DIR", help="where report.json and report.html go")
     add("--show", action="store_true", help="print the report's text as well")
     add("settings", nargs="*", metavar="key=value", help="settings that differ from the run's, e.g. model.llm=/weights")
@@ -101,7 +146,7 @@ def _report(
     quiet()
     seed_everything(config.values["run"]["seed"])
     try:
-        with _steps("reading the examination", "building the model", "writing the report", "drawing the page") as step:
+        with _steps(*STEPS) as step:
             step()
             data = config.build("data")
             study = data.study_from_files(**given)
@@ -110,7 +155,9 @@ def _report(
             step()
             report = generate(config, model, checkpoint, study)
             step()
-            page = write_report(arguments.output, config, run, checkpoint, data.regions, study, report)
+            heatmaps = model.eval().explain(study, report.raw or report.text)
+            step()
+            page = write_report(arguments.output, config, run, checkpoint, data.regions, study, report, heatmaps)
     except Incomplete as error:
         _fail(str(error))
     command.say(f"written: {page.with_suffix('.json')} and {page}")

@@ -21,7 +21,7 @@ def add_study_options(parser: argparse.ArgumentParser, study_from_files: Callabl
     described = described_arguments(study_from_files)
     for name, (kind, default) in parameters(study_from_files).items():
         required = default is inspect.Parameter.empty
-        known = "" if required or default is None else f" (default: {default})"
+        known = "" if required or default in (None, "") else f" (default: {default})"
         options: dict[str, Any] = {"required": required, "help": described.get(name, "").replace("%", "%%") + known}
         if not required:
             options["default"] = default
@@ -32,7 +32,7 @@ def add_study_options(parser: argparse.ArgumentParser, study_from_files: Callabl
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = plain
-            options["metavar"] = "FILE" if plain is Path else plain.__name__.upper()
+            options["metavar"] = {Path: "FILE", str: "TEXT"}.get(plain, plain.__name__.upper())
         group.add_argument(_option(name), dest=name, **options)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import DataFault, Study
-from lit_modules.report_generator import RegionReport, Report, ReportGenerator, Requirement
+from lit_modules.report_generator import Heatmap, RegionReport, Report, ReportGenerator, Requirement
 from zoo.predict import main
 from zoo.study_options import add_study_options, described_arguments, study_arguments
 
@@ -132,19 +133,62 @@ class ToyWords(ReportGenerator):
         return [report] * (2 if self.says == "two" else 1)
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+class ToyFilms(ToyScans):
+    """Radiographs as .npy files."""
+
+    modality = "radiograph"
+    regions = ()
+
+    def study_from_files(self, film: Path, boxes: str = "") -> Study:
+        """One film.
+
+        Args:
+            film: Grey values.
+            boxes: One box.
+        """
+        box = tuple(float(edge) for edge in boxes.split(","))
+        return Study(id=film.stem, image=np.load(film), boxes={"finding": (box,)}, files={"image": film})
+
+
+class ToyFilmPreprocessor(ToyPreprocessor):
+    def arrays(self, study):
+        return {"mean": np.array([study.image.mean()], np.float32)}
+
+
+class ToyGaze(ToyWords):
+    """Says a number about a film; where it looked depends on the film and on what it said."""
+
+    modality = "radiograph"
+
+    def preprocessor(self):
+        return ToyFilmPreprocessor()
+
+    def generate(self, batch):
+        return [Report(batch["ids"][0], "An opacity.", f"An opacity. {self.scale(batch['mean'])[0, 0].item():.0f}")]
+
+    def explain(self, study, text):
+        assert not self.training
+        values = np.array([[0, study.image.mean()], [len(text), np.inf]], np.float32)
+        return {"gaze": Heatmap(values, "gaze (pixels)", "Only a toy.", (0, -0.25, 1, 1.25), signed=True)}
+
+
+def write_run(folder: Path, model: str = "ToyWords", data: str = "ToyScans", method: str = "toy") -> Path:
     """A run of the toys whose weight is 2."""
-    folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": {"scale.weight": torch.full((1, 1), 2.0)}}, folder / "checkpoints" / "best.ckpt")
     (folder / "provenance.json").write_text(json.dumps({"phantom": True, "data_fingerprint": "abc"}))
     (folder / "config.yaml").write_text(
-        f"method: toy\nrecipe: phantom\nmodel: {{class: '{__name__}:ToyWords'}}\n"
-        f"data: {{class: '{__name__}:ToyScans', root: {tmp_path / 'nowhere'}}}\n"
+        f"method: {method}\nrecipe: phantom\nmodel: {{class: '{__name__}:{model}'}}\n"
+        f"data: {{class: '{__name__}:{data}', root: {folder.parent / 'nowhere'}}}\n"
         "trainer: {accelerator: cpu}\n"
     )
     return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run on scans."""
+    return write_run(tmp_path / "run")
 
 
 @pytest.fixture
@@ -181,6 +225,47 @@ def test_report_is_written_and_not_printed(run_folder, scan, tmp_path, capsys) -
     assert "lungs" not in printed.out + printed.err
     assert main(arguments(run_folder / "checkpoints" / "best.ckpt", scan, tmp_path / "out", "--show")) == 0
     assert record["text"] in capsys.readouterr().out
+
+
+def test_a_radiograph_is_shown_with_its_boxes_and_where_the_method_looked(tmp_path, capsys) -> None:
+    run = write_run(tmp_path / "run", "ToyGaze", "ToyFilms")
+    np.save(tmp_path / "film.npy", np.full((40, 30), 7, np.uint16))
+    given = ["--film", str(tmp_path / "film.npy"), "--boxes", "0.1,0.5,0.4,0.75"]
+    assert main(["--checkpoint", str(run), "--output", str(tmp_path / "out"), *given]) == 0
+    assert "opacity" not in (printed := capsys.readouterr()).out + printed.err
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert record["text"] == "An opacity." and record["raw"] == "An opacity. 14"
+    assert record["regions"] == record["silent_regions"] == []
+    assert record["boxes"] == {"finding": [[0.1, 0.5, 0.4, 0.75]]}
+    gaze = {"title": "gaze (pixels)", "note": "Only a toy.", "frame": [0, -0.25, 1, 1.25], "signed": True}
+    assert record["heatmaps"] == {"gaze": {**gaze, "values": [[0, 7], [len(record["raw"]), None]]}}
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in ("film", "An opacity.", "gaze (pixels)", "Only a toy.", "−14 against", "Do not share"):
+        assert text in page
+    assert 'd="M6 40h18v20h-18z"' in page and "Reference" not in page  # in half pixels
+    assert not re.search(r"https?://|(?:src|href)=\"(?!data:image/|#)|@import|url\(", page)
+
+
+def test_method_takes_its_newest_finished_run(toy, capsys) -> None:
+    np.save("film.npy", np.full((40, 30), 7, np.uint16))
+    given = ["--method", "toy", "--output", "out", "--film", "film.npy", "--boxes", "0,0,1,1"]
+    assert main(given) == 2
+    assert "runs/ has no finished run of toy; train one: python -m zoo.fit --method toy, or" in capsys.readouterr().err
+    for name, method, age in (("toy-b", "toy", 3), ("toy-a", "toy", 2), ("toy-two-c", "toy-two", 1)):
+        figures = write_run(Path("runs", name), "ToyGaze", "ToyFilms", method) / "metrics.json"
+        figures.write_text("{}")
+        os.utime(figures, (1e9 - age, 1e9 - age))
+    write_run(Path("runs", "toy-z"), "ToyGaze", "ToyFilms")  # newer, but not finished
+    assert main(given) == 0
+    assert "the newest finished run of toy: runs/toy-a" in capsys.readouterr().err
+    assert json.loads(Path("out", "report.json").read_text())["checkpoint"] == "runs/toy-a/checkpoints/best.ckpt"
+
+
+def test_method_and_checkpoint_exclude_each_other_and_methods_are_known(toy, capsys) -> None:
+    assert main(["--method", "toy", "--checkpoint", "runs/a", "--output", "out"]) == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert main(["--method", "tow", "--output", "out"]) == 2
+    assert "did you mean toy?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -246,6 +331,15 @@ def test_help_shows_the_datasets_options(run_folder, capsys) -> None:
         "default: 3.0",
     ):
         assert text in shown
+
+
+def test_help_of_a_method_shows_the_options_of_its_run_or_of_its_recipe(toy, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("tests.zoo.toy.ToyData.study_from_files", ToyScans.study_from_files, raising=False)
+    assert main(["--method", "toy", "--help"]) == 0
+    assert "--scan FILE" in capsys.readouterr().out
+    (write_run(Path("runs", "toy-a"), "ToyGaze", "ToyFilms") / "metrics.json").write_text("{}")
+    assert main(["--help", "--method", "toy"]) == 0
+    assert "--film FILE" in (shown := capsys.readouterr().out) and "--boxes TEXT" in shown
 
 
 def test_help_alone_imports_nothing_heavy() -> None:
