@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import lightning as L
 
     from datamodules.report_datamodule import ReportDataModule
+    from lit_modules.report_generator import ReportGenerator
     from zoo.config import Config
     from zoo.run_directory import RunDirectory
 
@@ -91,7 +92,7 @@ def _fit(config: Config, resume: str | None) -> None:
 
 
 def _finish(
-    trainer: L.Trainer, model: L.LightningModule, data: ReportDataModule, config: Config, run: RunDirectory
+    trainer: L.Trainer, model: ReportGenerator, data: ReportDataModule, config: Config, run: RunDirectory
 ) -> None:
     """Tests the chosen checkpoint, and shows what came out."""
     from zoo.gallery import write_gallery
@@ -107,7 +108,8 @@ def _finish(
     if config.values["log"]["text"]:
         log_text(trainer.loggers, run.predictions)
     close(trainer.loggers)
-    write_gallery(run.path, data)
+    model.eval().to(trainer.strategy.root_device)  # the Trainer gives it back in training mode, without a device
+    write_gallery(run.path, data, model.explain)
     show(json.loads(run.metrics.read_text(encoding="utf-8")))
     command.say(f"predictions {run.predictions}\ngallery     {run.gallery}\nmetrics     {run.metrics}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import zoo
+import zoo.gallery
 from tests.zoo.toy import ToyData, ToyGenerator, fit
 from zoo import command
 from zoo.config import compose
@@ -40,6 +40,15 @@ def test_help_imports_nothing_heavy():
     loaded = result.stdout.splitlines()[-1]
     for package in ("torch", "lightning", "numpy", "omegaconf", "rich"):
         assert f"'{package}'" not in loaded
+
+
+def test_gallery_may_ask_the_method_which_no_longer_trains(toy):
+    def write(folder, datamodule, explain):
+        method = explain.__self__
+        (folder / "gallery.html").write_text(f"{type(method).__name__}.{explain.__name__} {method.training}")
+
+    assert fit(patch=(zoo.gallery, "write_gallery", write)) == 0
+    assert next(toy.glob("runs/*/gallery.html")).read_text() == "ToyGenerator.explain False"
 
 
 def test_a_run_leaves_its_files_and_config_yaml_repeats_it(toy, capfd):
