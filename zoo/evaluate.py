@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     known = " | ".join("/".join(columns) for columns in KNOWN_COLUMNS)
     for what in COLUMNS:
         parser.add_argument(f"--{what}", metavar="COLUMN", help=f"the column of {what}s (default: found among {known})")
+    parser.add_argument("--group", metavar="COLUMN", help="score each value of this column apart too, such as findings")
     parser.add_argument(
         "--json", type=Path, metavar="OUT.json", help="write the figures here, and OUT.per_study.csv beside them"
     )
@@ -52,10 +53,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from zoo.metrics.lengths import length_distribution
     from zoo.metrics.pairs import Tools, default_cache
     from zoo.metrics.per_study import table_of, write_table
-    from zoo.metrics.predictions import read_predictions
+    from zoo.metrics.predictions import read_column, read_predictions
     from zoo.metrics.protocols import PROTOCOLS
     from zoo.metrics.regions import region_scores_of_texts
-    from zoo.metrics.run import add_rules14
+    from zoo.metrics.run import Scoring, add_rules14, group_scores
     from zoo.metrics.table import show
 
     if options.protocol not in PROTOCOLS:
@@ -63,12 +64,19 @@ def _evaluate(options: argparse.Namespace) -> None:
     named = [getattr(options, what) for what in COLUMNS]
     columns, rows = read_predictions(options.file, named, KNOWN_COLUMNS)
     ids, references, predictions = zip(*rows, strict=True)
+    groups = read_column(options.file, options.group) if options.group else [None] * len(rows)
     if options.weights and not options.weights.is_dir():
         raise UsageError(f"--weights {options.weights}: there is no such folder")
     tools = Tools(options.weights, options.online, cache=default_cache())
     result = evaluate(references, predictions, ids, options.protocol, per_study=True, progress=True, tools=tools)
     if options.rules14:
         add_rules14(result, references, predictions, ids)
+    lines = [
+        {"id": name, "reference": reference, "prediction": prediction, "regions": [], "group": group}
+        for (name, reference, prediction), group in zip(rows, groups, strict=True)
+        if group is not None
+    ]
+    result |= group_scores(lines, Scoring(options.protocol, rules14=options.rules14, tools=tools), progress=True)
     result["length"] = length_distribution(references, predictions, PROTOCOLS[options.protocol].prepare)
     regions = region_scores_of_texts(references, predictions, ids, options.protocol, tools)
     if regions:

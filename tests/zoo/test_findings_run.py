@@ -14,6 +14,7 @@ from datamodules.padchest_gr import PadChestGR
 from datamodules.phantom.padchest_layout import write_padchest_gr
 from lit_modules.report_generator import Report, ReportGenerator
 from zoo.callbacks.clinical_efficacy import ClinicalEfficacy
+from zoo.evaluate import main as evaluate
 from zoo.leaderboard.check import check
 from zoo.leaderboard.submission import add_run, rows_of, sha256
 from zoo.metrics.baselines import trivial_reports
@@ -184,3 +185,24 @@ def test_intervals_that_forget_the_examinations_are_found_out(run, tmp_path):
     (submission / "submission.json").write_text(json.dumps(content))
     faults, _ = check(submission)
     assert any("rouge_l ci95" in fault for fault in faults)
+
+
+def test_anybodys_predictions_may_have_groups(run, figures, tmp_path, capsys):
+    out, predictions = tmp_path / "scores.json", str(run[0] / "predictions.jsonl")
+    assert evaluate([predictions, "--protocol", "regionformer", "--group", "group", "--json", str(out)]) == 0
+    groups = json.loads(out.read_text())["groups"]
+    for name, part in figures["groups"].items():
+        values = {key: entry["value"] for key, entry in part["metrics"].items() if "findings" not in key}
+        assert {key: entry["value"] for key, entry in groups[name]["metrics"].items()} == values
+    assert f"negative ({groups['negative']['n']})" in capsys.readouterr().out
+    assert evaluate([predictions, "--protocol", "regionformer", "--group", "sign"]) == 3
+    assert "has no column 'sign'; its columns are: 'id', " in capsys.readouterr().err
+
+
+def test_a_row_without_a_group_is_of_none(tmp_path):
+    file, out = tmp_path / "p.csv", tmp_path / "p.json"
+    file.write_text("id,reference,prediction,site\na,Clear.,Clear.,x\nb,A nodule.,Clear.,\nc,Clear.,Clear.,x\n")
+    assert evaluate([str(file), "--protocol", "regionformer", "--group", "site", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert {name: part["n"] for name, part in result["groups"].items()} == {"x": 2}
+    assert result["groups"]["x"]["metrics"]["rouge_l"]["value"] == 1.0 > result["metrics"]["rouge_l"]["value"]

@@ -35,8 +35,7 @@ def read_predictions(
     Raises:
         DataFault: One line for each fault, with its row and id.
     """
-    readers = {".csv": _csv, ".jsonl": _jsonl}
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in _READERS:
         raise DataFault(f"{path}: the name must end in .csv or .jsonl")
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -46,11 +45,23 @@ def read_predictions(
         raise DataFault(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     if not text.strip():
         raise DataFault(f"{path} is empty")
-    rows = list(readers[path.suffix.lower()](path, text))
+    rows = list(_READERS[path.suffix.lower()](path, text))
     if not rows:
         raise DataFault(f"{path} has a header and no rows")
     columns = _columns(path, rows[0][1], named, known)
     return columns, _checked(path, rows, columns)
+
+
+def read_column(path: Path, name: str) -> list[str | None]:
+    """Another column of a file that `read_predictions` accepted, in the same order; `None` where a cell has nothing.
+
+    Raises:
+        DataFault: The file has no such column.
+    """
+    rows = [row for _, row in _READERS[path.suffix.lower()](path, path.read_text("utf-8-sig"))]
+    if not any(name in row for row in rows):
+        raise DataFault(f"{path} has no column {name!r}; its columns are: {', '.join(map(repr, rows[0]))}")
+    return [None if row.get(name) in (None, "") else str(row[name]) for row in rows]
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -90,6 +101,9 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise DataFault(f"{path}, line {line}: not a JSON object")
             yield line, row
+
+
+_READERS = {".csv": _csv, ".jsonl": _jsonl}
 
 
 def _columns(

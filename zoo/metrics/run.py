@@ -71,7 +71,7 @@ def run_metrics(
     texts = region_texts_of_run(lines, scoring.regions)
     result["regions"] = region_scores(_named(lines), texts, scoring.regions, scoring.protocol, tools=scoring.tools)
     result["length"] = length_distribution(references, predictions, PROTOCOLS[scoring.protocol].prepare)
-    result |= _groups(lines, scoring, progress=progress)
+    result |= group_scores(lines, scoring, progress=progress)
     if _shared_examinations(lines):
         scored = _report_metrics(_joined(lines), scoring, progress=progress)
         result["examinations"] = {key: scored[key] for key in ("n", "protocol", "version", "metrics", "skipped")}
@@ -79,13 +79,15 @@ def run_metrics(
     for name, reports in (baselines or {}).items():
         trivial = [line | {"prediction": reports[line["id"]], "regions": []} for line in map(dict, lines)]
         scored = _report_metrics(trivial, scoring, progress=progress)
-        apart = _groups(trivial, scoring, cheap=True)
+        apart = group_scores(trivial, scoring, cheap=True)
         result["baselines"][name] = {key: scored[key] for key in ("metrics", "skipped")} | apart
     return result
 
 
-def _groups(lines: Sequence[Line], scoring: Scoring, cheap: bool = False, progress: bool = False) -> dict[str, Any]:
-    """`{"groups": …}`; nothing where no line has a group."""
+def group_scores(
+    lines: Sequence[Line], scoring: Scoring, cheap: bool = False, progress: bool = False
+) -> dict[str, Any]:
+    """`{"groups": …}` as in `run_metrics`; nothing where no line has a `group`."""
     sizes = Counter(line["group"] for line in lines if "group" in line)
     groups = {}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
