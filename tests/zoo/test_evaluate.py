@@ -169,6 +169,20 @@ def test_scoring_loads_no_network_library(tmp_path):
 # The engine
 
 
+def test_a_family_of_metrics_that_cannot_be_had_is_tried_once():
+    tried = []
+
+    def make():
+        tried.append(1)
+        raise MetricUnavailable("no weights", "bring them")
+
+    pairs = Pairs(["a"], ["a"])
+    for _ in range(3):
+        with pytest.raises(MetricUnavailable, match="no weights"):
+            pairs.once("labels", make)
+    assert tried == [1]
+
+
 def test_the_record_names_the_weights_that_were_used(tmp_path, monkeypatch):
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "net.pth").write_bytes(b"weights")

@@ -74,6 +74,7 @@ def _classes(systems: Sequence[System], name: str) -> tuple[dict[str, dict[str, 
     Raises:
         UsageError: A system has several runs, the systems have different studies, or one lacks these labels.
     """
+    from zoo.metrics.labels import class_figures
     from zoo.metrics.per_study import statistics_columns
     from zoo.metrics.protocols import PROTOCOLS
 
@@ -98,8 +99,8 @@ def _classes(systems: Sequence[System], name: str) -> tuple[dict[str, dict[str, 
     classes: dict[str, dict[str, float]] = {label: {} for label in corpus.labels}
     support: dict[str, int] = {}
     for system in systems:
-        sums = np.array([system.runs[0].table.columns[column].sum() for column in columns]).reshape(3, -1)
-        for label, tp, fp, fn in zip(corpus.labels, *sums, strict=True):
-            classes[label][system.name] = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
-            support[label] = int(tp + fn)
+        sums = np.array([system.runs[0].table.columns[column].sum() for column in columns])
+        for label, figures in class_figures(sums, corpus.labels).items():
+            classes[label][system.name] = figures["f1"]
+            support[label] = int(figures["support"])
     return classes, support

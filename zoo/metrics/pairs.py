@@ -108,7 +108,7 @@ class Pairs:
         )
         self.distinct = list(positions)
         self.tools = tools or Tools()
-        self._made: dict[Hashable, Any] = {}
+        self._made: dict[Hashable, tuple[Any, Exception | None]] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -119,10 +119,19 @@ class Pairs:
         return self.once("texts", lambda: list(dict.fromkeys(text for pair in self.distinct for text in pair)))
 
     def once(self, name: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, made only the first time that `name` is asked for: metrics share work through it."""
+        """What `make` gives, made only the first time that `name` is asked for: metrics share work through it.
+
+        They share its failure too: weights that are missing or broken are looked for once, not once for each average.
+        """
         if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+            try:
+                self._made[name] = make(), None
+            except Exception as error:
+                self._made[name] = None, error
+        value, failure = self._made[name]
+        if failure is not None:
+            raise failure
+        return value
 
     def tokens(self, tokenise: Tokenise) -> list[tuple[list[str], list[str]]]:
         """`(reference, prediction)` as tokens, for each distinct pair."""
