@@ -1,0 +1,1 @@
+"""Studies: a grid of recipes × seeds, its runs, and what came out of them."""

@@ -1,0 +1,320 @@
+"""A study's runs: which are done, and the others made side by side, each a `zoo.fit` of its own.
+
+A run's lock belongs to the process that trains it, and the kernel lets go of it when that process ends, however it
+ends: a lock file that is left behind locks nothing, and a fit that outlives its study is never begun a second time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Literal
+
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
+
+from zoo.command import EnvironmentFault, UsageError
+from zoo.run_directory import RunDirectory, atomic_write
+from zoo.studies.design import PLACE, SEEDED, Point, Run
+
+State = Literal["done", "underway", "to resume", "to do"]
+FIT = (sys.executable, "-m", "zoo.fit")
+_LOOK = 0.3  # seconds between two looks at the processes
+_GRACE = 30  # seconds that an interrupted fit has to end by itself
+
+
+# What is there
+
+
+def finished(folder: Path) -> RunDirectory | None:
+    """The run that was trained, tested and scored there."""
+    return next((run for run in _directories(folder) if run.metrics.is_file()), None)
+
+
+def unfinished(folder: Path) -> RunDirectory | None:
+    """The newest run there that left a whole checkpoint to go on from."""
+    return next((run for run in reversed(_directories(folder)) if run.resumable()), None)
+
+
+def state(folder: Path) -> State:
+    """How far the run is."""
+    if finished(folder):
+        return "done"
+    if (folder / "lock").is_file():
+        lock = _take(folder / "lock")
+        if lock is None:
+            return "underway"
+        lock.close()
+    return "to resume" if unfinished(folder) else "to do"
+
+
+def _directories(folder: Path) -> list[RunDirectory]:
+    return [RunDirectory(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+
+
+def seconds_of(run: RunDirectory) -> float:
+    """What a finished run took, interruptions left out."""
+    record = json.loads(run.provenance.read_text(encoding="utf-8")) if run.provenance.is_file() else {}
+    return record.get("wall_seconds", 0.0) + record.get("earlier_seconds", 0.0)
+
+
+def _take(path: Path, wait: bool = False) -> IO[str] | None:
+    """The lock, held until every process that has the file open is gone or closes it; `None`: another holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _sign(lock: IO[str], process: int) -> None:
+    lock.truncate(0)
+    lock.write(f"{process}\n")
+    lock.flush()
+
+
+def list_runs(points: Sequence[Point]) -> None:
+    """Prints every point, how its settings differ from the recipe's, and how far its runs are."""
+    states = {run.digest: state(run.folder) for run in runs_of(points)}
+    counts = Counter(states.values())
+    print(f"{len(states)} runs: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
+    for point in points:
+        config = next(iter(point.runs.values())).config
+        changed = {key: here for key, (_, here) in config.differences(config.base).items()}
+        told = [f"{key}={value}" for key, value in changed.items() if key not in {*PLACE, *SEEDED}]
+        print(f"{point.name}: {', '.join(told) or 'as the recipe'}")
+        for seed, run in point.runs.items():
+            print(f"  seed {seed:<3} {states[run.digest]:<10} {run.folder}")
+
+
+# Making what is not
+
+
+def prepare(runs: Sequence[Run], output: Path) -> None:
+    """Checks what the runs need; draws their phantom and builds their stores, one after the other.
+
+    Raises:
+        DataFault: Data are missing or at fault.
+        EnvironmentFault: Weights or devices are missing.
+    """
+    from datamodules.study import DataFault
+    from zoo.trainer import data_needs, device_needs, effective_batch, require
+
+    built = []
+    for run in runs:
+        effective_batch(run.config)
+        built.append((run.config.build("model"), run.config.build("data")))
+    needs = [
+        need
+        for run, (model, _) in zip(runs, built, strict=True)
+        for need in (*model.requirements(), *device_needs(run.config))
+    ]
+    require(dict.fromkeys(need for _, data in built for need in data_needs(data)), DataFault)
+    require(dict.fromkeys(needs), EnvironmentFault)
+    known = set()
+    with _take(output / "runs" / "prepare.lock", wait=True):  # type: ignore[union-attr]  # it waits until it has it
+        for run, (model, data) in track(
+            list(zip(runs, built, strict=True)), "preparing data", transient=True, disable=not get_console().is_terminal
+        ):
+            data.preprocessor = model.preprocessor()
+            key = json.dumps([run.config.values["data"], data.preprocessor.settings()], sort_keys=True)
+            if key not in known:
+                known.add(key)
+                data.prepare_data()
+
+
+def side_by_side(runs: Sequence[Run], wanted: int | None = None) -> tuple[int, int]:
+    """How many runs are made at a time (all cores' worth on the CPU, one on GPUs), and the threads of each.
+
+    Raises:
+        UsageError: Fewer than one is wanted.
+    """
+    from zoo.trainer import on_cpu
+
+    if wanted is not None and wanted < 1:
+        raise UsageError(f"--jobs {wanted}: give 1 or more")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = wanted or (cores if all(on_cpu(run.config) for run in runs) else 1)
+    jobs = max(1, min(jobs, len(runs)))
+    return jobs, max(1, cores // jobs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Underway:
+    run: Run
+    name: str
+    process: subprocess.Popen[bytes]
+    begun: float
+
+
+def execute(points: Sequence[Point], jobs: int, threads: int) -> dict[str, str]:
+    """Makes every run that is not done, `jobs` side by side; one that fails does not stop the others.
+
+    Args:
+        points: The study's.
+        jobs: Processes at a time.
+        threads: OpenMP threads of each, unless the environment says how many.
+
+    Returns:
+        Digest of a run that failed → the last line of its log.
+    """
+    names = names_of(points)
+    waiting = [run for run in runs_of(points) if not finished(run.folder)]
+    underway: list[_Underway] = []
+    failed: dict[str, str] = {}
+    took = [seconds_of(done) for run in runs_of(points) if (done := finished(run.folder))]
+    with _bar(len(waiting)) as bar, _ended_by_sigterm():
+        try:
+            while waiting or underway:
+                for run in list(waiting):
+                    if len(underway) < jobs and (lock := _take(run.folder / "lock")):
+                        waiting.remove(run)
+                        with lock:
+                            if finished(run.folder):  # by another process, meanwhile
+                                bar.advance()
+                            else:
+                                process = _begin(run, threads, lock)
+                                underway.append(_Underway(run, names[run.digest], process, time.monotonic()))
+                                bar.say(f"begun   {names[run.digest]}: {run.folder}")
+                elapsed = [time.monotonic() - each.begun for each in underway]
+                bar.show([each.name for each in underway], len(waiting), _left(took, elapsed, len(waiting), jobs))
+                time.sleep(_LOOK)
+                for each in [each for each in underway if each.process.poll() is not None]:
+                    underway.remove(each)
+                    bar.advance()
+                    if done := finished(each.run.folder):
+                        took.append(seconds_of(done))
+                        bar.say(f"done    {each.name} in {_clock(time.monotonic() - each.begun)}")
+                    else:
+                        failed[each.run.digest] = _last_words(each.run.folder, each.process.returncode)
+                        bar.say(f"FAILED  {each.name}: {failed[each.run.digest]}")
+        finally:
+            _end(underway)
+    return failed
+
+
+def runs_of(points: Iterable[Point]) -> list[Run]:
+    """Every run once."""
+    return list({run.digest: run for point in points for run in point.runs.values()}.values())
+
+
+def names_of(points: Iterable[Point]) -> dict[str, str]:
+    """Digest → the name of the run, after the first point that it belongs to."""
+    names: dict[str, str] = {}
+    for point in points:
+        for seed, run in point.runs.items():
+            names.setdefault(run.digest, f"{point.name}, seed {seed}")
+    return names
+
+
+def _begin(run: Run, threads: int, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Begins the run, or goes on with it; the new process holds the lock."""
+    before = unfinished(run.folder)
+    for left in _directories(run.folder):
+        if left.resumable() is None:
+            shutil.rmtree(left.path)  # ended before its first checkpoint: nothing in it to go on from
+    settings = run.folder / "settings.yaml"
+    atomic_write(settings, run.config.yaml())
+    command = [*FIT, "--config", str(settings)]
+    command += ["--resume", str(before.path)] if before else []
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    with (run.folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()]
+        )
+    _sign(lock, process.pid)
+    return process
+
+
+def _end(underway: Sequence[_Underway]) -> None:
+    for each in underway:
+        each.process.terminate()
+    for each in underway:
+        try:
+            each.process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            each.process.kill()
+
+
+def _last_words(folder: Path, code: int) -> str:
+    lines = [line.strip() for line in (folder / "log.txt").read_text("utf-8", errors="replace").splitlines()]
+    told = [line for line in lines if line and not line.startswith("crash: ")]  # where the traceback lies
+    words = told[-1] if told else "it said nothing"
+    return f"{words} (ended by signal {-code})" if code < 0 else words
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the fits too."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# Progress
+
+
+def _left(took: Sequence[float], elapsed: Sequence[float], waiting: int, jobs: int) -> float | None:
+    """Seconds until all runs are made, judged by those that are."""
+    if not took:
+        return None
+    mean = sum(took) / len(took)
+    rest = [max(0.0, mean - seconds) for seconds in elapsed]
+    return max(max(rest, default=0.0), (sum(rest) + mean * waiting) / jobs)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+class _Bar:
+    """A bar over runs, where there is a terminal, and a line about each run everywhere."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self.progress, self.task = progress, progress.add_task("", total=total)
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self, names: Sequence[str], waiting: int, left: float | None) -> None:
+        what = " · ".join(names) or (f"{waiting} runs are underway in another process" if waiting else "")
+        time_left = "" if left is None else f"about {_clock(left)} left"
+        self.progress.update(self.task, description=f"{time_left}  {what}")
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[_Bar]:
+    console = get_console()
+    columns = (
+        TextColumn("runs"),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or not total) as progress:
+        yield _Bar(progress, total)
