@@ -164,3 +164,12 @@ def test_index_has_the_columns_that_apply(tmp_path: Path) -> None:
     cells = re.findall(r'<th scope="row"><a href="[^"]*">([^<]*)</a></th><td class="names">([^<]*)</td>', index)
     assert dict(cells) == {"s/0": "Nodule &lt;b&gt;", "s/1": "–", "t": "Nodule &lt;b&gt; ×2, Effusion"}
     assert "<fieldset" not in page  # nobody was asked
+
+
+def test_absent_figures_are_gathered_by_reason(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    skipped = {"bert_p": {"reason": "no <file>"}, "meteor": {"reason": "no WordNet"}, "bert_r": {"reason": "no <file>"}}
+    (folder / "metrics.json").write_text(json.dumps({"metrics": {}, "skipped": skipped}))
+    page = write_gallery(folder, Films()).read_text()
+    assert "Absent figures: 3" in page
+    assert "<li>bert_p, bert_r: no &lt;file&gt;</li><li>meteor: no WordNet</li>" in page

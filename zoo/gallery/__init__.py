@@ -223,7 +223,16 @@ def _tiles(path: Path) -> str:
         f"<div><dt>{html.escape(name.replace('_', ' '))}</dt><dd>{figure(entry['value'])}</dd></div>"
         for name, entry in metrics["metrics"].items()
     )
-    absent = "; ".join(f"{name}: {entry['reason']}" for name, entry in (metrics.get("skipped") or {}).items())
-    note = f'<p class="sub">Absent: {html.escape(absent)}</p>' if absent else ""
     protocol = html.escape(f"protocol {metrics.get('protocol', 'not named')}, n = {metrics.get('n', '?')}")
-    return f'<dl class="tiles">{tiles}</dl><p class="sub">{protocol}</p>{note}'
+    return f'<dl class="tiles">{tiles}</dl><p class="sub">{protocol}</p>{_absent(metrics.get("skipped") or {})}'
+
+
+def _absent(skipped: Mapping[str, Mapping[str, str]]) -> str:
+    """The figures that are missing, by the reason."""
+    names: dict[str, list[str]] = {}
+    for name, entry in skipped.items():
+        names.setdefault(entry["reason"], []).append(name)
+    lines = "".join(f"<li>{html.escape(', '.join(of) + ': ' + reason)}</li>" for reason, of in names.items())
+    if not names:
+        return ""
+    return f'<details class="absent"><summary>Absent figures: {len(skipped)}</summary><ul>{lines}</ul></details>'

@@ -233,25 +233,28 @@ def _statement(entry: Entry, drawn: Radiograph, number: Mapping[str, int]) -> st
     if len(drawn.boxed) == 1:  # all that is said is about it
         only = number[drawn.boxed[0]]
         whose = f'class="region c{only % len(PALETTE)}" data-r="{only}" tabindex="0"'
-    texts, raw = _report_texts(entry)
-    return f'<ol class="regions"><li {whose}><h3>{"".join(heads)}</h3><div class="pair">{texts}</div>{raw}</li></ol>'
+    body = f'<div class="pair">{_texts(entry)}</div>'
+    if entry.raw.strip() != entry.prediction.strip():
+        body += _raw(entry)
+    return f'<ol class="regions"><li {whose}><h3>{"".join(heads)}</h3>{body}</li></ol>'
 
 
 def _whole_report(entry: Entry) -> str:
-    texts, raw = _report_texts(entry)
     opened = "" if entry.regions else " open"
-    return f'<details{opened}><summary>Whole report</summary><div class="pair">{texts}</div>{raw}</details>'
+    body = f'<div class="pair">{_texts(entry)}</div>{_raw(entry)}'
+    return f"<details{opened}><summary>Whole report</summary>{body}</details>"
 
 
-def _report_texts(entry: Entry) -> tuple[str, str]:
-    """The whole report beside its reference, and the method's untouched output where that is something else."""
-    left, right, _ = word_diff(entry.reference or "", entry.prediction)
+def _texts(entry: Entry) -> str:
+    """The whole report, beside its reference where there is one."""
     if entry.reference is None:
-        right = html.escape(entry.prediction)
-    texts = "" if entry.reference is None else _cell("Reference", left, "empty")
-    texts += _cell("Prediction" if texts else "", right, "empty")
-    differs = entry.raw.strip() and entry.raw.strip() != entry.prediction.strip()
-    return texts, f"<h4>Untouched output</h4><pre>{html.escape(entry.raw)}</pre>" if differs else ""
+        return _cell("", html.escape(entry.prediction), "empty")
+    left, right, _ = word_diff(entry.reference, entry.prediction)
+    return _cell("Reference", left, "empty") + _cell("Prediction", right, "empty")
+
+
+def _raw(entry: Entry) -> str:
+    return f"<h4>Untouched output</h4><pre>{html.escape(entry.raw)}</pre>" if entry.raw else ""
 
 
 def _viewer(pictures: Drawn | None, number: Mapping[str, int], anchor: str) -> str:

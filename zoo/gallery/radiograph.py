@@ -20,8 +20,8 @@ LONGEST_SIDE = 700  # pixels of the drawn image; forty of them stay under 4 MB
 THUMBNAIL = (132, 132)
 # Red, green, blue and opacity along the scale, between which is interpolated. What is neutral is clear, so that the
 # image shows; blue and orange stay apart for colour-blind readers, and both from grey.
-SEQUENTIAL = ((64, 20, 140, 0.0), (170, 30, 150, 0.4), (245, 110, 50, 0.65), (255, 225, 90, 0.85))
-DIVERGING = ((20, 110, 255, 0.85), (90, 170, 255, 0.0), (255, 160, 60, 0.0), (255, 110, 0, 0.85))
+SEQUENTIAL = ((64, 20, 140, 0.0), (170, 30, 150, 0.4), (245, 110, 50, 0.6), (255, 225, 90, 0.75))
+DIVERGING = ((20, 110, 255, 0.75), (90, 170, 255, 0.0), (255, 160, 60, 0.0), (255, 110, 0, 0.75))
 BAR = 24  # colours of a colour bar
 
 
