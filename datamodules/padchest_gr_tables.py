@@ -7,14 +7,11 @@ split to which it belongs (`train` where a study has none).
 from __future__ import annotations
 
 import ast
-import csv
-import io
 import json
 import math
 import os
 import re
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from typing import Any
 from datamodules.faults import Fault
 from datamodules.masks import Box
 from datamodules.study import DataFault
+from datamodules.tables import find_table, read_csv, read_text
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _MASTER = ("StudyID", "ImageID", "PatientID", "split", "sentence_en", "label")
@@ -76,7 +74,7 @@ def read_entries(root: Path) -> tuple[list[Entry], list[Placed]]:
     Raises:
         DataFault: A table is missing, ambiguous or cannot be read.
     """
-    reports, master = _find(root, "grounded_reports_*.json"), _find(root, "master_table.csv")
+    reports, master = find_table(root, "grounded_reports_*.json"), find_table(root, "master_table.csv")
     if reports is not None:
         if master is None:
             raise DataFault(f"{root / 'master_table.csv'}: no such file; it says which study is in which split")
@@ -170,7 +168,7 @@ def _derived(paths: Sequence[Path], master: Path | None) -> tuple[list[Entry], l
     entries: dict[str, Entry] = {}
     faults: list[Placed] = []
     for path in paths:
-        for line, row in _read_csv(path, _DERIVED):
+        for line, row in read_csv(path, _DERIVED):
             name, split = _identity(row["StudyID"], path), _split(row["split"], path, line)
             known = table.get(name)
             patient = known.patient if known else None
@@ -201,7 +199,7 @@ def _finding(item: Any, study: str, path: Path) -> Finding:
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
-        content = json.loads(_text(path, ".json"))
+        content = json.loads(read_text(path, ".json"))
     except ValueError as error:
         raise DataFault(f"{path}: is no JSON ({error})") from None
     if not (isinstance(content, list) and all(isinstance(item, dict) for item in content)):
@@ -211,51 +209,13 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 
 def _read_master(path: Path) -> dict[str, _Row]:
     found: dict[str, _Row] = {}
-    for line, row in _read_csv(path, _MASTER):
+    for line, row in read_csv(path, _MASTER):
         name, split = _identity(row["StudyID"], path), _split(row["split"], path, line)
         known = found.setdefault(name, _Row(row["ImageID"], set(), row["PatientID"]))
         known.splits.add(split)
         if sentence := row["sentence_en"].strip():
             known.labels.setdefault(sentence, []).append(row["label"])
     return found
-
-
-def _read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and row, every value a string."""
-    rows = csv.DictReader(io.StringIO(_text(path, ".csv"), newline=""))
-    if lacking := [column for column in columns if column not in (rows.fieldnames or ())]:
-        there = ", ".join(rows.fieldnames or ()) or "none"
-        raise DataFault(f"{path}: no column {', '.join(lacking)}; the columns are: {there}")
-    for row in rows:
-        yield rows.line_num, {name: value if isinstance(value, str) else "" for name, value in row.items()}
-
-
-def _find(root: Path, pattern: str) -> Path | None:
-    """The table of that name, unpacked or packed."""
-    for each in (pattern, f"{pattern}.zip", f"{pattern.rsplit('.', 1)[0]}.zip"):
-        found = sorted(root.glob(each))
-        if len(found) > 1:
-            names = ", ".join(path.name for path in found)
-            raise DataFault(f"{root}: holds {names}; keep one of them")
-        if found:
-            return found[0]
-    return None
-
-
-def _text(path: Path, suffix: str) -> str:
-    """The text of a file, or of the one file with that suffix in an archive."""
-    try:
-        if path.suffix != ".zip":
-            return path.read_text(encoding="utf-8-sig")
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith(suffix) and not n.startswith("__MACOSX/")]
-            if len(names) != 1:
-                raise DataFault(f"{path}: expected one {suffix} file in it, found {len(names)}")
-            return archive.read(names[0]).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataFault(f"{path}: cannot be read ({error})") from None
 
 
 def _identity(value: Any, path: Path) -> str:

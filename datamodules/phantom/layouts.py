@@ -23,7 +23,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +37,7 @@ import nibabel
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from datamodules.files import put
 from datamodules.masks import REGIONS
 from datamodules.phantom.patient import draw_patient
 from datamodules.phantom.render import affine, render_ct
@@ -191,7 +191,7 @@ def write_layout(
     workers: int,
     description: str | None,
     draw: Callable[[Path, J], str],
-    tables: Callable[[], Iterable[tuple[str, str]]],
+    tables: Callable[[], Iterable[tuple[str, str | bytes]]],
     labels: Callable[[J], list[str]],
     version: int = VERSION,
 ) -> None:
@@ -206,7 +206,8 @@ def write_layout(
         workers: Processes that draw.
         description: What the progress bar says.
         draw: Writes the files of one patient (a module's function: it runs in the workers) and gives its name.
-        tables: Gives the path and the text of every file that tells of all patients; asked once all are drawn.
+        tables: Gives the path and the text (or bytes) of every file that tells of all patients; asked once
+            all are drawn.
         labels: Gives the labels of one drawn patient, for the marker.
         version: Raised whenever the same seed would give other bytes.
 
@@ -238,8 +239,8 @@ def write_layout(
         )
         for _ in _draw_all(root, todo, workers, draw):
             bar.advance(task)
-    for name, text in tables():
-        put(root / name, text.encode())
+    for name, content in tables():
+        put(root / name, content if isinstance(content, bytes) else content.encode())
     studies = {job.name: {"split": job.split, "seed": job.seed, "findings": labels(job)} for job in jobs}
     put(root / MARKER, (json.dumps({**marker, "complete": True, "studies": studies}, indent=1) + "\n").encode())
 
@@ -311,14 +312,3 @@ def nifti_bytes(array: np.ndarray, placed: np.ndarray) -> bytes:
 def _empty_page(size: int) -> bytes:
     press = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
     return press.compress(bytes(size)) + press.flush(zlib.Z_FULL_FLUSH)
-
-
-def put(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
