@@ -208,6 +208,10 @@ class ReportDataModule(L.LightningDataModule, ABC):
         """The examination that a study is a part of: itself, unless a dataset's studies are parts of examinations."""
         return study.id
 
+    def patient_of(self, study: Study) -> str | None:
+        """The patient whose study it is, where the dataset tells: studies of one patient resemble each other."""
+        return None
+
     def prepare_data(self) -> None:
         """Draws the phantom and builds the store, each with a progress bar, each only as far as it is not there yet."""
         if self.phantom:
