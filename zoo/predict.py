@@ -36,12 +36,13 @@ def predict(argv: list[str]) -> None:
         parser.parse_intermixed_args(argv)  # prints the help, or that one of --checkpoint and --method is needed
         return
     from zoo.config import import_target, load
+    from zoo.run_directory import newest_run, tested_checkpoint
     from zoo.study_options import add_study_options, study_arguments
 
     if place is None and {"-h", "--help"} & set(argv):
         add_study_options(parser, import_target(_dataset(method)).study_from_files)
         parser.parse_intermixed_args(argv)
-    run, checkpoint = find_checkpoint(place or newest_run(method))
+    run, checkpoint = tested_checkpoint(place or newest_run(method))
     study_from_files = import_target(load(run.config).values["data"]["class"]).study_from_files
     add_study_options(parser, study_from_files)
     arguments = parser.parse_intermixed_args(argv)
@@ -51,54 +52,11 @@ def predict(argv: list[str]) -> None:
     _report(load(run.config, arguments.settings), run, checkpoint, given, arguments)
 
 
-def find_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
-    """The run and the checkpoint that `--checkpoint` means: a run's folder (the one it tested), or a checkpoint in one.
-
-    Raises:
-        DataFault: There is none.
-    """
-    from datamodules.study import DataFault
-    from zoo.config import load
-    from zoo.run_directory import RunDirectory, is_complete
-
-    if not place.exists():
-        raise DataFault(f"{place}: there is no such run folder or checkpoint")
-    is_run = (place / "config.yaml").is_file()
-    run = RunDirectory(place if is_run else place.resolve().parent.parent)
-    if not run.config.is_file():
-        raise DataFault(f"{place}: not a run folder nor a checkpoint inside one (no {run.config})")
-    tested = load(run.config).values["run"]["evaluate"]
-    checkpoint = run.checkpoint(tested) or run.checkpoint("last") if is_run else place
-    if checkpoint is None or not is_complete(checkpoint):
-        raise DataFault(f"{place}: no whole checkpoint there; let zoo.fit finish an epoch first")
-    return run, checkpoint
-
-
-def newest_run(method: str, folder: Path = Path("runs")) -> Path:
-    """The folder of the method's run that was finished last: it has figures and a checkpoint.
-
-    Raises:
-        UsageError: There is no such method, or no finished run of it.
-    """
-    from zoo.config import choose
-    from zoo.layers import read_layer
-    from zoo.run_directory import RunDirectory
-
-    choose("method", method, command.methods())
-    runs = [RunDirectory(path.parent) for path in folder.glob(f"{method}-*/config.yaml")]
-    finished = [run for run in runs if run.metrics.is_file() and run.resumable()]
-    for run in sorted(finished, key=lambda run: run.metrics.stat().st_mtime, reverse=True):
-        if read_layer(run.config).method == method:  # and not of another method whose name begins alike
-            return run.path
-    advice = f"train one: python -m zoo.fit --method {method}, or give --checkpoint"
-    raise command.UsageError(f"{folder}/ has no finished run of {method}; {advice}")
-
-
 def _dataset(method: str) -> str:
     """The class of the data that `--help` tells the options of, where no run is named: the newest run's, or the
     default recipe's."""
     from zoo.config import compose, load
-    from zoo.run_directory import RunDirectory
+    from zoo.run_directory import RunDirectory, newest_run
 
     try:
         return load(RunDirectory(newest_run(method)).config).values["data"]["class"]

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.command import EnvironmentFault, UsageError
-from zoo.config import Config, load
+from datamodules.study import DataFault
+from zoo.command import EnvironmentFault, UsageError, methods
+from zoo.config import Config, choose, load
+from zoo.layers import read_layer
 
 COMPLETE = "COMPLETE"  # marks a checkpoint that is a folder (ZeRO) as wholly written
 # A resumed run may differ from what it was in these settings; in any other it would be another experiment.
@@ -155,3 +157,38 @@ def _compare(run: RunDirectory, config: Config) -> None:
     if refused:
         lines = "".join(f"\n       {key}: {there!r} in the run, {here!r} now" for key, (there, here) in refused.items())
         raise UsageError(f"{run.path} was made with other settings; resume it with its own, or start a new run:{lines}")
+
+
+def tested_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
+    """The run and the checkpoint that `--checkpoint` means: a run's folder (the one it tested), or a checkpoint in one.
+
+    Raises:
+        DataFault: There is none.
+    """
+    if not place.exists():
+        raise DataFault(f"{place}: there is no such run folder or checkpoint")
+    is_run = (place / "config.yaml").is_file()
+    run = RunDirectory(place if is_run else place.resolve().parent.parent)
+    if not run.config.is_file():
+        raise DataFault(f"{place}: not a run folder nor a checkpoint inside one (no {run.config})")
+    tested = load(run.config).values["run"]["evaluate"]
+    checkpoint = run.checkpoint(tested) or run.checkpoint("last") if is_run else place
+    if checkpoint is None or not is_complete(checkpoint):
+        raise DataFault(f"{place}: no whole checkpoint there; let zoo.fit finish an epoch first")
+    return run, checkpoint
+
+
+def newest_run(method: str, folder: Path = Path("runs")) -> Path:
+    """The folder of the method's run that was finished last: it has figures and a checkpoint.
+
+    Raises:
+        UsageError: There is no such method, or no finished run of it.
+    """
+    choose("method", method, methods())
+    runs = [RunDirectory(path.parent) for path in folder.glob(f"{method}-*/config.yaml")]
+    finished = [run for run in runs if run.metrics.is_file() and run.resumable()]
+    for run in sorted(finished, key=lambda run: run.metrics.stat().st_mtime, reverse=True):
+        if read_layer(run.config).method == method:  # and not of another method whose name begins alike
+            return run.path
+    advice = f"train one: python -m zoo.fit --method {method}, or give --checkpoint"
+    raise UsageError(f"{folder}/ has no finished run of {method}; {advice}")
