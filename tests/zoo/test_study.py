@@ -116,7 +116,8 @@ def test_a_study_from_its_first_run_to_its_table(forked, capsys):
         ["vague", "2", "4", "0.5833 ± 0.1179"],
     ]
     assert {line[5] for line in lines[2:5]} == {"–"}
-    assert "RadBERT-CT-18 micro-F1 absent of vague: RadBertClassifier.pth" in table
+    assert "* RadBERT-CT-18 micro-F1 absent: RadBertClassifier.pth" in table
+    assert "(vague, varied at 0, varied at 1)" in table
     held, failed = (
         line for line in lines if line[:2] in (["varied at 0 > vague", "ROUGE-L"], ["vague > varied at 1", "ROUGE-L"])
     )
@@ -164,7 +165,7 @@ def test_killed_in_the_middle_it_goes_on_and_comes_to_the_same(forked, capsys):
         f"resuming {Path('broken') / 'runs' / second.parent.name / second.name}"
         in (second.parent / "log.txt").read_text()
     )
-    for name in ("table.md", "table.csv", "plot.png"):
+    for name in ("table.csv", "plot.png"):
         one, other = (forked / at / "toy-words-phantom" / name for at in ("whole", "broken"))
         assert one.read_bytes() == other.read_bytes()
 
@@ -185,13 +186,28 @@ def test_a_failed_run_is_named_and_the_others_go_on(forked, capsys):
     assert "| whole > broken | ROUGE-L | not known | 0 of 0 | – | – |" in table
 
 
-def test_two_at_once_make_each_run_once(forked, capsys):
+def test_a_study_that_is_told_to_end_ends_its_fits(forked, monkeypatch):
+    monkeypatch.setattr(runs, "_GRACE", 0.5)
+    HANG.touch()
+    process = in_background("toy/breaks", "--jobs", "2")
+    wait_for(lambda: list(forked.glob("runs/studies/runs/*/*/checkpoints/last.ckpt")))
+    (place,) = (path.parents[2] for path in forked.glob("runs/studies/runs/*/*/checkpoints/last.ckpt"))
+    assert runs.state(place) == "underway"
+    process.terminate()
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert runs.state(place) == "to resume"
+
+
+def test_two_at_once_make_each_run_once(forked):
     HANG.touch()
     other = in_background("toy/breaks", "--jobs", "2")
     wait_for(lambda: len(list(forked.glob("runs/studies/runs/*/*/checkpoints/last.ckpt"))) == 1)
+    (place,) = (path.parents[2] for path in forked.glob("runs/studies/runs/*/*/checkpoints/last.ckpt"))
     mine = in_background("toy/breaks", "--jobs", "2")
-    time.sleep(1)
-    HANG.unlink()
+    logs = [path for path in forked.glob("runs/studies/runs/*/log.txt") if path.parent != place]
+    wait_for(lambda: sum(log.read_text().count("RuntimeError: the toy broke") for log in logs) == 2)
+    HANG.unlink()  # by now the second one has tried both arms
     for process in (other, mine):
         process.join()
         assert process.exitcode == 1  # of the arm that breaks

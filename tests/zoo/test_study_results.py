@@ -70,6 +70,7 @@ def test_means_spreads_and_groups(written):
     assert results.outcomes[3].held is False
     assert results.outcomes[3].p == pytest.approx(1 - first.p)
     text = markdown(results)
+    assert text.startswith("# What helps (phantom, not patients)\n")
     assert "phantom, not patients: toy/s, recipe phantom, split test, 12 studies, protocol regionformer" in text
     assert "| strong | 3 | 12 | 0.6333 ± 0.1528 | 1.2667 ± 0.3055 | 0.5000 ± 0.0000 |" in text
     assert "* group positive: 9 studies" in text
@@ -92,9 +93,9 @@ def test_an_absent_metric_says_why(written):
     written.add("a", [0.1, 0.1], metrics={}, skipped=skipped, groups={}).add("b", [0.3, 0.4])
     results = collect(design([], seeds=(0, 1), expect=(("b", "a"),)), written.points, {})
     notes = " | ".join(results.notes)
-    assert "CIDEr absent of a: weights are not at hand; fetch them" in notes
-    assert "CIDEr (positive) absent of a: the run has no group 'positive', only none" in notes
-    assert "region recognition F1 absent of a: it is not among the run's figures" in notes
+    assert "CIDEr absent: weights are not at hand; fetch them (a)" in notes
+    assert "CIDEr (positive) absent: the run has no group 'positive', only none (a)" in notes
+    assert "region recognition F1 absent: it is not among the run's figures (a)" in notes
     assert [row.point.name for row in results.rows] == ["b", "a"]
     assert [outcome.held for outcome in results.outcomes] == [None, None, None]
     assert comma_separated(results).splitlines()[2] == "a,,2,12,,,,,,,toy/s,phantom,True,test,regionformer,1"

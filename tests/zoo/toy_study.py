@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -59,11 +60,15 @@ class ForkedFit:
         return self.returncode
 
     def wait(self, timeout=None):
+        end = time.monotonic() + timeout if timeout is not None else float("inf")
         while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("fit", timeout)
             time.sleep(0.05)
         return self.returncode
 
     def terminate(self):
         os.kill(self.pid, signal.SIGTERM)
 
-    kill = terminate
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)

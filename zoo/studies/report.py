@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +50,8 @@ def write_report(
 
 def markdown(results: Results) -> str:
     """`table.md`."""
-    parts = [f"# {results.design.description}", f"{results.title()}. Mean ± standard deviation over seeds."]
+    phantom = " (phantom, not patients)" if results.scored["phantom"] else ""
+    parts = [f"# {results.design.description}{phantom}", f"{results.title()}. Mean ± standard deviation over seeds."]
     parts.append(_pipes(_headings(results), [_cells(results, row) for row in results.rows]))
     if results.outcomes:
         parts += ["## Expected, and how it came out", _pipes(OUTCOME_COLUMNS, [_told(out) for out in results.outcomes])]
@@ -75,11 +77,13 @@ def show(results: Results, console: Console | None = None) -> None:
     """Prints the table, the expectations and the notes."""
     console = console or Console()
     console.print(results.title(), style="bold", highlight=False)
-    table = Table()
-    for heading in _headings(results):
-        table.add_column(heading, justify="right" if table.columns else "left", no_wrap=bool(table.columns))
-    for row in results.rows:
-        table.add_row(*_cells(results, row))
+    columns = list(zip(_headings(results), *(_cells(results, row) for row in results.rows), strict=True))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown = [columns[0], *(column for column in columns[1:3] if len(set(column[1:])) > 1), *columns[3:]]
+    for column in shown:  # the title has the numbers of seeds and of studies, where they are the same in all rows
+        table.add_column(column[0], justify="right" if table.columns else "left")
+    for cells in zip(*(column[1:] for column in shown), strict=True):
+        table.add_row(*cells)
     console.print(table)
     for out in results.outcomes:
         expected, metric, held, seeds, difference, p = _told(out)

@@ -190,6 +190,7 @@ def collect(
         if (point.name, seed) not in done
     ]
     rows = []
+    absent: dict[str, list[str]] = {}
     for point in points:
         own = {seed: metrics[point.name, seed] for seed in point.runs if (point.name, seed) in metrics}
         figures = {}
@@ -197,8 +198,10 @@ def collect(
             found = {seed: _figure(content, metric) for seed, content in own.items()}
             figures[metric] = {seed: value for seed, value in found.items() if isinstance(value, float)}
             reasons = dict.fromkeys(reason for reason in found.values() if isinstance(reason, str))
-            notes += [f"{metric_label(metric)} absent of {point.name}: {reason}" for reason in reasons]
+            for reason in reasons:
+                absent.setdefault(f"{metric_label(metric)} absent: {reason}", []).append(point.name)
         rows.append(Row(point, figures, {seed: content["n"] for seed, content in own.items()}))
+    notes += [f"{what} ({', '.join(names)})" for what, names in absent.items()]
     rows = _ordered(rows, design.metrics[0])
     by_name = {row.point.name: row for row in rows}
     outcomes = [
@@ -251,7 +254,7 @@ def _outcome(better: Row, worse: Row, metric: str) -> Outcome:
     names = better.point.name, worse.point.name
     one, other = better.figures[metric], worse.figures[metric]
     if not one or not other:
-        return Outcome(*names, metric, None, (), None, "a point has no figure")
+        return Outcome(*names, metric, None, (), None, "")  # the notes say why
     test = welch(list(one.values()), list(other.values()), "greater")
     paired = tuple(one[seed] - other[seed] for seed in one if seed in other)
     return Outcome(*names, metric, test.difference, paired, test.p, test.warning)

@@ -25,14 +25,14 @@ from typing import IO, Literal
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
-from zoo.command import EnvironmentFault, UsageError
+from zoo.command import EnvironmentFault, UsageError, say
 from zoo.run_directory import RunDirectory, atomic_write
 from zoo.studies.design import PLACE, SEEDED, Point, Run
 
 State = Literal["done", "underway", "to resume", "to do"]
 FIT = (sys.executable, "-m", "zoo.fit")
 _LOOK = 0.3  # seconds between two looks at the processes
-_GRACE = 30  # seconds that an interrupted fit has to end by itself
+_GRACE = 10  # seconds that interrupted fits have to end by themselves, at the end of a step
 
 
 # What is there
@@ -70,22 +70,27 @@ def seconds_of(run: RunDirectory) -> float:
     return record.get("wall_seconds", 0.0) + record.get("earlier_seconds", 0.0)
 
 
-def _take(path: Path, wait: bool = False) -> IO[str] | None:
+def _take(path: Path) -> IO[str] | None:
     """The lock, held until every process that has the file open is gone or closes it; `None`: another holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.open("a+", encoding="utf-8")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         return None
     return lock
 
 
-def _sign(lock: IO[str], process: int) -> None:
-    lock.truncate(0)
-    lock.write(f"{process}\n")
-    lock.flush()
+def _wait_for(path: Path) -> IO[str]:
+    """The lock, as soon as nobody else holds it."""
+    said = False
+    while (lock := _take(path)) is None:
+        if not said:
+            say("another zoo.study is preparing its data: waiting for it")
+            said = True
+        time.sleep(_LOOK)
+    return lock
 
 
 def list_runs(points: Sequence[Point]) -> None:
@@ -127,7 +132,7 @@ def prepare(runs: Sequence[Run], output: Path) -> None:
     require(dict.fromkeys(need for _, data in built for need in data_needs(data)), DataFault)
     require(dict.fromkeys(needs), EnvironmentFault)
     known = set()
-    with _take(output / "runs" / "prepare.lock", wait=True):  # type: ignore[union-attr]  # it waits until it has it
+    with _wait_for(output / "runs" / "prepare.lock"):
         for run, (model, data) in track(
             list(zip(runs, built, strict=True)), "preparing data", transient=True, disable=not get_console().is_terminal
         ):
@@ -173,36 +178,32 @@ def execute(points: Sequence[Point], jobs: int, threads: int) -> dict[str, str]:
     Returns:
         Digest of a run that failed → the last line of its log.
     """
-    names = names_of(points)
-    waiting = [run for run in runs_of(points) if not finished(run.folder)]
+    names, runs = names_of(points), runs_of(points)
+    waiting = [run for run in runs if not finished(run.folder)]
     underway: list[_Underway] = []
     failed: dict[str, str] = {}
-    took = [seconds_of(done) for run in runs_of(points) if (done := finished(run.folder))]
+    took = [seconds_of(done) for run in runs if (done := finished(run.folder))]
+    told = False
     with _bar(len(waiting)) as bar, _ended_by_sigterm():
         try:
             while waiting or underway:
                 for run in list(waiting):
                     if len(underway) < jobs and (lock := _take(run.folder / "lock")):
                         waiting.remove(run)
-                        with lock:
-                            if finished(run.folder):  # by another process, meanwhile
-                                bar.advance()
-                            else:
-                                process = _begin(run, threads, lock)
-                                underway.append(_Underway(run, names[run.digest], process, time.monotonic()))
-                                bar.say(f"begun   {names[run.digest]}: {run.folder}")
-                elapsed = [time.monotonic() - each.begun for each in underway]
-                bar.show([each.name for each in underway], len(waiting), _left(took, elapsed, len(waiting), jobs))
+                        underway += _begin(run, names[run.digest], threads, lock, bar)
+                if waiting and not underway and not told:
+                    bar.say(f"{len(waiting)} runs are underway in another process: waiting for them")
+                    told = True
+                bar.show(underway, _left(took, underway, len(waiting), jobs))
                 time.sleep(_LOOK)
                 for each in [each for each in underway if each.process.poll() is not None]:
                     underway.remove(each)
-                    bar.advance()
                     if done := finished(each.run.folder):
                         took.append(seconds_of(done))
-                        bar.say(f"done    {each.name} in {_clock(time.monotonic() - each.begun)}")
+                        bar.advance(f"done    {each.name} in {_clock(time.monotonic() - each.begun)}")
                     else:
                         failed[each.run.digest] = _last_words(each.run.folder, each.process.returncode)
-                        bar.say(f"FAILED  {each.name}: {failed[each.run.digest]}")
+                        bar.advance(f"FAILED  {each.name}: {failed[each.run.digest]}")
         finally:
             _end(underway)
     return failed
@@ -222,33 +223,40 @@ def names_of(points: Iterable[Point]) -> dict[str, str]:
     return names
 
 
-def _begin(run: Run, threads: int, lock: IO[str]) -> subprocess.Popen[bytes]:
-    """Begins the run, or goes on with it; the new process holds the lock."""
-    before = unfinished(run.folder)
-    for left in _directories(run.folder):
-        if left.resumable() is None:
-            shutil.rmtree(left.path)  # ended before its first checkpoint: nothing in it to go on from
-    settings = run.folder / "settings.yaml"
-    atomic_write(settings, run.config.yaml())
-    command = [*FIT, "--config", str(settings)]
-    command += ["--resume", str(before.path)] if before else []
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    with (run.folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()]
-        )
-    _sign(lock, process.pid)
-    return process
+def _begin(run: Run, name: str, threads: int, lock: IO[str], bar: _Bar) -> list[_Underway]:
+    """Begins the run, or goes on with it, in a process that holds the lock; empty: another process has made it."""
+    with lock:
+        if finished(run.folder):
+            bar.advance(f"done    {name} by another process")
+            return []
+        before = unfinished(run.folder)
+        for left in _directories(run.folder):
+            if left.resumable() is None:
+                shutil.rmtree(left.path)  # ended before its first checkpoint: nothing in it to go on from
+        settings = run.folder / "settings.yaml"
+        atomic_write(settings, run.config.yaml())
+        command = [*FIT, "--config", str(settings), *(["--resume", str(before.path)] if before else [])]
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        with (run.folder / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, pass_fds=[lock.fileno()]
+            )
+        lock.truncate(0)
+        lock.write(f"{process.pid}\n")
+    bar.say(f"{'resumed' if before else 'begun  '} {name}: {run.folder}")
+    return [_Underway(run, name, process, time.monotonic())]
 
 
 def _end(underway: Sequence[_Underway]) -> None:
     for each in underway:
         each.process.terminate()
+    deadline = time.monotonic() + _GRACE
     for each in underway:
         try:
-            each.process.wait(_GRACE)
+            each.process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             each.process.kill()
+            each.process.wait()
 
 
 def _last_words(folder: Path, code: int) -> str:
@@ -275,12 +283,12 @@ def _ended_by_sigterm() -> Iterator[None]:
 # Progress
 
 
-def _left(took: Sequence[float], elapsed: Sequence[float], waiting: int, jobs: int) -> float | None:
+def _left(took: Sequence[float], underway: Sequence[_Underway], waiting: int, jobs: int) -> float | None:
     """Seconds until all runs are made, judged by those that are."""
     if not took:
         return None
     mean = sum(took) / len(took)
-    rest = [max(0.0, mean - seconds) for seconds in elapsed]
+    rest = [max(0.0, mean - (time.monotonic() - each.begun)) for each in underway]
     return max(max(rest, default=0.0), (sum(rest) + mean * waiting) / jobs)
 
 
@@ -294,16 +302,17 @@ class _Bar:
     def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.task = progress, progress.add_task("", total=total)
 
-    def advance(self) -> None:
-        self.progress.advance(self.task)
-
     def say(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def show(self, names: Sequence[str], waiting: int, left: float | None) -> None:
-        what = " · ".join(names) or (f"{waiting} runs are underway in another process" if waiting else "")
+    def advance(self, line: str) -> None:
+        self.say(line)
+        self.progress.advance(self.task)
+
+    def show(self, underway: Sequence[_Underway], left: float | None) -> None:
         time_left = "" if left is None else f"about {_clock(left)} left"
-        self.progress.update(self.task, description=f"{time_left}  {what}")
+        names = " · ".join(each.name for each in underway)
+        self.progress.update(self.task, description=f"{time_left}  {names}")
 
 
 @contextmanager
@@ -314,7 +323,7 @@ def _bar(total: int) -> Iterator[_Bar]:
         BarColumn(20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or not total) as progress:
         yield _Bar(progress, total)
