@@ -9,7 +9,7 @@ from PIL import Image
 
 from zoo.command import UsageError
 from zoo.studies.design import Arm, Design, Point, Run
-from zoo.studies.plot import plot_study
+from zoo.studies.plot import _spaced, plot_study
 from zoo.studies.report import comma_separated, markdown
 from zoo.studies.results import collect
 
@@ -135,3 +135,10 @@ def test_a_plot_along_an_axis(written, tmp_path, places):
 def test_a_plot_of_dots_leaves_out_a_metric_that_nobody_has(written, tmp_path):
     written.add("a", [0.1, 0.2, 0.3]).add("b", [0.3, 0.4, 0.5])
     assert picture(written, tmp_path, [], ("cider",)).shape == picture(written, tmp_path, [], ("cider", "bleu_4")).shape
+
+
+def test_names_on_a_crowded_axis_keep_their_distance():
+    percent = {value: value for value in (5, 10, 20, 50, 80, 100)}
+    assert _spaced(percent, 0.08) == ["5", "", "20", "50", "80", "100"]
+    assert _spaced(percent, 0.02) == ["5", "10", "20", "50", "80", "100"]
+    assert _spaced({7: 7}, 0.08) == ["7"]

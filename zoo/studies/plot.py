@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def plot_study(results: Results, path: Path) -> None:
             line, column = divmod(number - 1, columns)
             axes = figure.add_subplot(grid[0, :] if number == 0 else grid[1 + line, column])
             if results.design.axis:
-                handles |= _along(axes, results, arms, metric)
+                handles |= _along(axes, results, arms, metric, large=number == 0)
                 axes.tick_params(axis="x", labelsize=8 if number else 10)
             else:
                 handles |= _dots(axes, results.rows, metric, named=number == 0 or column == 0)
@@ -55,7 +55,7 @@ def plot_study(results: Results, path: Path) -> None:
     _write(path, draw, height, title.replace("phantom, not patients: ", ""), results.scored["phantom"])
 
 
-def _along(axes: Any, results: Results, arms: Sequence[str], metric: str) -> dict[str, Any]:
+def _along(axes: Any, results: Results, arms: Sequence[str], metric: str, large: bool) -> dict[str, Any]:
     """Lines with a band of one sd; an arm without an axis as a horizontal line. Returns arm → legend handle."""
     from matplotlib.patches import Patch
 
@@ -84,7 +84,7 @@ def _along(axes: Any, results: Results, arms: Sequence[str], metric: str) -> dic
         handles["±"] = Patch(color=_GREY, alpha=0.3, label="± sd over seeds; small marks: a seed each")
     axes.set_xlabel(results.design.axis)
     axes.set_ylabel(metric_label(metric))
-    axes.set_xticks(list(places.values()), [str(value) for value in places])
+    axes.set_xticks(list(places.values()), _spaced(places, 0.02 if large else 0.08))
     axes.grid(axis="y")
     return handles
 
@@ -94,6 +94,17 @@ def _places(results: Results) -> dict[Any, float]:
     values = list(dict.fromkeys(row.point.at for row in results.rows if row.point.at is not None))
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
     return {value: value for value in sorted(values)} if numbers else {value: at for at, value in enumerate(values)}
+
+
+def _spaced(places: Mapping[Any, float], least: float) -> list[str]:
+    """The places' names, empty where one would stand closer to the last than `least` of the axis."""
+    reach = max(places.values()) - min(places.values())
+    labels, last = [], -math.inf
+    for name, place in places.items():
+        far = place - last >= least * reach
+        labels.append(str(name) if far else "")
+        last = place if far else last
+    return labels
 
 
 def _dots(axes: Any, rows: Sequence[Row], metric: str, named: bool) -> dict[str, Any]:
