@@ -17,15 +17,15 @@ from zoo.run_directory import atomic_write
 # Okabe and Ito's colours, told apart with any colour vision; black and yellow left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 PHANTOM = "phantom, not patients"
-_GREY = "#6B6B6B"
+GREY = "#6B6B6B"
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
     "axes.axisbelow": True,
@@ -90,9 +90,9 @@ def plot_points(points: Sequence[Point], metric: str, path: Path, *, title: str 
             axes.plot([], [], "o", color=COLOURS[0], markerfacecolor=inside, markersize=6.5, label=kind)[0]
             for kind, inside in kinds.items()
         ]
-        _legend(figure, signs)
+        legend(figure, signs)
 
-    _write(path, draw, _height([point.label for point in rows]), title, phantom)
+    write_plot(path, draw, _height([point.label for point in rows]), title, phantom)
 
 
 def plot_classes(
@@ -137,12 +137,12 @@ def plot_classes(
                     continue
                 y = place + (rank - (len(systems) - 1) / 2) * step
                 axes.barh(y, value, height=0.88 * step, color=colour)
-                axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=8, color=_GREY)
+                axes.text(value + 0.008, y, f"{value:.2f}", va="center", fontsize=8, color=GREY)
         axes.set_xlim(0, 1.06)
         axes.set_xticks(np.linspace(0, 1, 6))
-        _legend(figure, [Patch(color=colour, label=system) for system, colour in zip(systems, COLOURS, strict=False)])
+        legend(figure, [Patch(color=colour, label=system) for system, colour in zip(systems, COLOURS, strict=False)])
 
-    _write(path, draw, 1.2 + len(names) * max(0.3, 0.08 + 0.17 * len(systems)) + 0.2 * len(systems), title, phantom)
+    write_plot(path, draw, 1.2 + len(names) * max(0.3, 0.08 + 0.17 * len(systems)) + 0.2 * len(systems), title, phantom)
 
 
 def plot_seeds(
@@ -180,9 +180,9 @@ def plot_seeds(
         _pad(axes, edges)
         dot = axes.plot([], [], "o", color=COLOURS[0], alpha=0.65, markeredgewidth=0, markersize=6, label="a run")[0]
         bar = axes.plot([], [], "|", color="black", markersize=11, markeredgewidth=1.8, label="mean ± sd over runs")[0]
-        _legend(figure, [dot, bar])
+        legend(figure, [dot, bar])
 
-    _write(path, draw, _height(names, 0.42), title, phantom)
+    write_plot(path, draw, _height(names, 0.42), title, phantom)
 
 
 def _rows(figure: Any, labels: Sequence[str], what: str, lines: bool = True) -> Any:
@@ -220,13 +220,13 @@ def _pad(axes: Any, values: Sequence[float]) -> None:
     axes.set_xlim(low - margin if low < 0 else max(low - margin, -margin / 6), high + margin)
 
 
-def _legend(figure: Any, handles: Sequence[Any]) -> None:
+def legend(figure: Any, handles: Sequence[Any]) -> None:
     fits = sum(len(handle.get_label()) for handle in handles[:3]) < 110
     columns = min(3, len(handles)) if fits else 1
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
 
 
-def _write(path: Path, draw: Callable[[Any], None], height: float, title: str, phantom: bool) -> None:
+def write_plot(path: Path, draw: Callable[[Any], None], height: float, title: str, phantom: bool) -> None:
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):
         raise UsageError(f"{path}: the plot's name must end in .png or .svg")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.leaderboard.plots import _GREY, COLOURS, _legend, _write
+from zoo.leaderboard.plots import COLOURS, GREY, legend, write_plot
 from zoo.studies.results import Results, Row, metric_label
 
 # Told apart without colour, too.
@@ -48,11 +48,11 @@ def plot_study(results: Results, path: Path) -> None:
                 axes.tick_params(axis="x", labelsize=8 if number else 10)
             else:
                 handles |= _dots(axes, results.rows, metric, named=number == 0 or column == 0)
-        _legend(figure, list(handles.values()))
+        legend(figure, list(handles.values()))
 
     title = f"{results.design.description.rstrip('.')}. {results.title()}".removeprefix(". ")
     height = large + small * rows + 0.3 * (1 + rows) + 0.25 * math.ceil(len(arms) / 3) + 0.3
-    _write(path, draw, height, title.replace("phantom, not patients: ", ""), results.scored["phantom"])
+    write_plot(path, draw, height, title.replace("phantom, not patients: ", ""), results.scored["phantom"])
 
 
 def _along(axes: Any, results: Results, arms: Sequence[str], metric: str, large: bool) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _along(axes: Any, results: Results, arms: Sequence[str], metric: str, large:
             seeds = list(row.figures[metric].values())
             axes.plot([at] * len(seeds), seeds, marker, color=colour, markersize=3.5, alpha=0.5, markeredgewidth=0)
     if any(row.sd(metric) for row in results.rows):
-        handles["±"] = Patch(color=_GREY, alpha=0.3, label="± sd over seeds; small marks: a seed each")
+        handles["±"] = Patch(color=GREY, alpha=0.3, label="± sd over seeds; small marks: a seed each")
     axes.set_xlabel(results.design.axis)
     axes.set_ylabel(metric_label(metric))
     axes.set_xticks(list(places.values()), _spaced(places, 0.02 if large else 0.08))
