@@ -317,7 +317,8 @@ def _look(f: Finding, added: np.ndarray, film: Film, detector: Detector, masks: 
     change = np.abs(film.finished - without)
     bounds: list[Bounds] = []
     for index, part in enumerate(_parts(f, detector, added.shape)):
-        inside = part & (strength > 0.22 * strength[part].max()) if strength[part].max() > 0 else part & False
+        most = strength[part].max(initial=0)  # a lesion that lies inside another's has no pixel nearest to it
+        inside = part & (strength > 0.22 * most) if most > 0 else part & False
         if inside.sum() >= 4 and film.stands_out(change, inside, without, f.label in DIFFUSE):
             bounds.append(_bounds(inside, masks, index if f.points else 0))
     return Sight(f, tuple(bounds)) if bounds else None
@@ -350,7 +351,8 @@ def _bounds(inside: np.ndarray, masks: dict[str, np.ndarray], index: int = 0) ->
     zone = "upper" if third < 1 else "middle" if third < 2 else "lower"
     if bottom - top > 0.6 * (end - start):
         zone = ""
-    return Bounds((left / width, top / height, right / width, bottom / height), side, zone, index)
+    box = (left / width, top / height, right / width, bottom / height)
+    return Bounds(box, side, zone, index, inside[top:bottom, left:right])
 
 
 def _look_at_the_heart(masks: dict[str, np.ndarray]) -> list[Sight]:

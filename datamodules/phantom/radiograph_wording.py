@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from datamodules.phantom.patient import Finding, Patient
 
@@ -24,13 +26,15 @@ class Bounds:
     """One lesion as seen: `(x0, y0, x1, y1)` as fractions of width and height; side and third of the lung, empty for
     more than a third.
 
-    `index` is its place among the finding's lesions, the largest of which is the first.
+    `index` is its place among the finding's lesions, the largest of which is the first; `pixels` are its own within the
+    box, bool `(row, column)`.
     """
 
     box: Rectangle
     side: str
     zone: str
     index: int = 0
+    pixels: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -266,3 +266,9 @@ def test_a_cut_short_phantom_is_completed_to_the_same_bytes(padchest: Path, tmp_
     assert len(images) == 1 and images.items() <= before.items()
     with pytest.raises(DataFault, match="seed"):
         write_padchest_gr(padchest, train=1, validation=1, test=1, seed=1)
+
+
+def test_a_lesion_inside_another_ones_outline_is_passed_over() -> None:
+    """This patient has a lesion that no pixel is nearest to: it is told by the others, and nothing fails."""
+    study, sights = radiograph(draw_patient(504127971))
+    assert study.image is not None and all(sight.parts for sight in sights)
