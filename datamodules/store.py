@@ -2,7 +2,7 @@
 
 An item counts only under its final name, which it gets after it was written wholly; a build that was killed goes on
 with what is missing. An item carries a key made of the preprocessor's settings and the study's files, so that a
-changed file or setting makes a new item.
+changed file or setting makes a new item. Once they are many, items are packed into shards (`store_shards`).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.faults import Fault
+from datamodules.store_shards import PackedItem, find_packed, pack, put
 from datamodules.study import DataFault, Study
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 _HOST = platform.node()  # process numbers mean something on one machine only
 _FORMAT = 1  # raise when an item's meaning changes
+_FEW = 256  # so many items stay single files
+_SHARD_ITEMS, _SHARD_BYTES = 1024, 512 * 2**20
 Inspect = Callable[[Study], tuple[Study, list[Fault]]]
 
 
@@ -62,27 +65,41 @@ class Store:
         self.folder = parent / hashlib.sha256(self.settings.encode()).hexdigest()[:16]
 
     def path(self, study: Study) -> Path:
-        """Where the study's item lies, or would lie."""
-        return self.folder / f"{quote(study.id, safe=' ')}.safetensors"
+        """Where the study's item lies, or would lie, while it is not packed."""
+        return self.folder / f"{_name(study)}.safetensors"
 
     def holds(self, study: Study) -> bool:
-        """Whether there is an item, without asking whether its files have changed since."""
-        return self.path(study).is_file()
+        """Whether there is an item, without asking whether its files have changed since.
+
+        A packed item cannot be taken out when its files turn bad, so it is asked: it counts while they are unchanged.
+        """
+        if self.path(study).is_file():
+            return True
+        packed = self._packed(study)
+        return packed is not None and packed.key == self.key(study)
 
     def load(self, study: Study) -> dict[str, np.ndarray]:
         """The arrays, mapped from the file: what is not used is not read, and writing to them changes no file.
+
+        Those of a packed item are read-only.
 
         Raises:
             DataFault: There is no item, or it cannot be read.
         """
         path = self.path(study)
         try:
-            with safe_open(path, framework="pt") as item:  # torch's tensors are mapped, numpy's would be copied
+            # torch's tensors are mapped, numpy's would be copied
+            with suppress(FileNotFoundError), safe_open(path, framework="pt") as item:
                 return {name: item.get_tensor(name).numpy() for name in item.keys()}  # noqa: SIM118  # no mapping
-        except FileNotFoundError:
-            raise DataFault(f"{path}: {study.id} is not in the store; prepare the data first") from None
+            if packed := self._packed(study):
+                path = packed.path
+                return packed.arrays()
         except SafetensorError as error:
             raise DataFault(f"{path}: cannot be read ({error}); delete it and prepare the data again") from None
+        raise DataFault(f"{path}: {study.id} is not in the store; prepare the data first")
+
+    def _packed(self, study: Study) -> PackedItem | None:
+        return find_packed(self.folder, _name(study))
 
     def key(self, study: Study) -> str:
         """Of the settings and of what the study's files hold."""
@@ -91,11 +108,17 @@ class Store:
 
     def ready(self, study: Study) -> list[Fault] | None:
         """The faults noted when the item was made; `None` when there is no item or its files have changed since."""
-        with suppress(SafetensorError, OSError), safe_open(self.path(study), framework="np") as item:
-            notes = item.metadata() or {}
-            if notes.get("key") == self.key(study):
-                return [Fault(**fault) for fault in json.loads(notes["faults"])]
-        return None
+        key, faults = None, "[]"
+        try:
+            with safe_open(self.path(study), framework="np") as item:
+                notes = item.metadata() or {}
+                key, faults = notes.get("key"), notes.get("faults", faults)
+        except FileNotFoundError:
+            if packed := self._packed(study):
+                key, faults = packed.key, packed.faults
+        except (SafetensorError, OSError):
+            return None
+        return [Fault(**fault) for fault in json.loads(faults)] if key == self.key(study) else None
 
     def build(
         self,
@@ -106,7 +129,7 @@ class Store:
         title: str = "preparing",
         progress: bool = True,
     ) -> list[Fault]:
-        """Makes every item that is not there yet; good items stay whatever happens to others.
+        """Makes every item that is not there yet, then packs them; good items stay whatever happens to others.
 
         Args:
             studies: Studies without pixels.
@@ -130,8 +153,22 @@ class Store:
             faults += noted or []
             if noted is None:
                 missing.append(study)
-        if not missing:
-            return faults
+        if missing:
+            faults += self._make(missing, preprocessor, inspect, workers, title, progress)
+        pack(self.folder, self.settings, _FEW, _SHARD_ITEMS, _SHARD_BYTES, progress)
+        return faults
+
+    def _make(
+        self,
+        missing: Sequence[Study],
+        preprocessor: Preprocessor,
+        inspect: Inspect,
+        workers: int,
+        title: str,
+        progress: bool,
+    ) -> list[Fault]:
+        """Makes items; arguments and errors are those of `build`."""
+        faults: list[Fault] = []
         self._open_folder()
         groups = _together(missing)
         loader = DataLoader(_Items(self, groups, preprocessor, inspect), batch_size=None, num_workers=workers)
@@ -174,7 +211,7 @@ class Store:
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             size = partial.stat().st_size
-            partial.replace(path)
+            put(partial, path)
         except (OSError, SafetensorError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
             code = errno.ENOSPC if full else getattr(error, "errno", None) or errno.EIO
@@ -195,6 +232,11 @@ class _Made:
     size: int = 0
     error: str | None = None
     errno: int = 0
+
+
+def _name(study: Study) -> str:
+    """The item's name."""
+    return quote(study.id, safe=" ")
 
 
 def _together(studies: Sequence[Study]) -> list[list[Study]]:
