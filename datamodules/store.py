@@ -36,7 +36,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.faults import Fault
-from datamodules.store_shards import PackedItem, find_packed, pack, put
+from datamodules.store_shards import PackedItem, find_packed, load_single, pack, put
 from datamodules.study import DataFault, Study
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class Store:
         """
         path = self.path(study)
         try:
-            # torch's tensors are mapped, numpy's would be copied
-            with suppress(FileNotFoundError), safe_open(path, framework="pt") as item:
-                return {name: item.get_tensor(name).numpy() for name in item.keys()}  # noqa: SIM118  # no mapping
+            single = load_single(path)
+            if single is not None:
+                return single
             if packed := self._packed(study):
                 path = packed.path
                 return packed.arrays()

@@ -73,6 +73,23 @@ class PackedItem:
         return arrays
 
 
+def load_single(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a single item, mapped from its file; `None` where there is none, or no longer.
+
+    Raises:
+        SafetensorError: The file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as item:  # torch's tensors are mapped, numpy's would be copied
+            return {name: item.get_tensor(name).numpy() for name in item.keys()}  # noqa: SIM118  # no mapping
+    except FileNotFoundError:
+        return None
+    except RuntimeError:
+        if path.exists():
+            raise
+        return None  # torch opens the file once more, and between the two it was packed
+
+
 def find_packed(folder: Path, name: str) -> PackedItem | None:
     """The newest packed item of that name in a store's folder."""
     for shard in _shards(folder / "shards"):
@@ -116,7 +133,7 @@ def _read(path: Path, changed: int) -> _Shard | None:
 @cache
 def _open(path: Path, _changed: int, _process: int) -> Any:
     """Kept open: its header is longer than an item. Each process opens its own."""
-    return safe_open(path, framework="pt").__enter__()  # torch's tensors are mapped, numpy's would be copied
+    return safe_open(path, framework="pt").__enter__()
 
 
 def pack(folder: Path, settings: str, few: int, shard_items: int, shard_bytes: int, progress: bool) -> None:
@@ -178,11 +195,13 @@ def _pack(singles: list[Path], shard: Path, settings: str) -> bool:
     for path in singles:
         with suppress(SafetensorError, FileNotFoundError):  # one that is broken will be made again
             state = _state(path)  # before it is opened: if it is made anew meanwhile, the new one will differ
-            with safe_open(path, framework="pt") as item:
-                name, names, notes = path.name.removesuffix(_SUFFIX), sorted(item.keys()), item.metadata()
-                arrays |= {f"{name}/{array}": item.get_tensor(array).numpy() for array in names}
-            items[name] = {"key": notes["key"], "faults": notes["faults"], "arrays": names}
-            made_of[path] = state
+            with safe_open(path, framework="np") as item:
+                notes = item.metadata()
+            if (single := load_single(path)) is not None:
+                name = path.name.removesuffix(_SUFFIX)
+                arrays |= {f"{name}/{array}": values for array, values in single.items()}
+                items[name] = {"key": notes["key"], "faults": notes["faults"], "arrays": sorted(single)}
+                made_of[path] = state
     if shutil.disk_usage(shard.parent).free < sum(array.nbytes for array in arrays.values()):
         return False
     if not items:
