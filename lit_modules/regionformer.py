@@ -90,7 +90,7 @@ class Decoding:
             other texts and knows no temperature.
         beams: Texts that are followed (§4).
         max_new_tokens: Longest text, tokens (§4).
-        stop: The token that ends a text, as text (authors' code: the full stop). `None`: the language model's own end
+        stop: The token that ends a text (authors' code: the full stop). `None`: the language model's own end
             of text, which is then learnt too; for texts of several sentences.
         temperature: Logits are divided by it (§4).
     """
@@ -168,15 +168,16 @@ class RegionFormer(ReportGenerator):
         stop = self.settings.decoding.stop
         if stop is None:
             return self.tokenizer.eos_token_id
-        ids = self.tokenizer(stop, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise SettingsFault(f"model.decoding.stop={stop!r} is {len(ids)} tokens of {self.settings.llm}: give one")
-        return ids[0]
+        token = self.tokenizer.get_vocab().get(stop)
+        if token is None:
+            raise SettingsFault(f"model.decoding.stop={stop!r} is no token of {self.settings.llm}: give one, or null")
+        return token
 
     def preprocessor(self) -> RegionFormerPreprocessor:
         """Embeddings and token ids of a study."""
         settings = self.settings
-        end = self.stop if settings.decoding.stop is None else None
+        stop = self.stop  # checked here, before anything is trained
+        end = stop if settings.decoding.stop is None else None
         return RegionFormerPreprocessor(
             self.eyes, settings.input, settings.unit_norm, self.tokenizer, end, settings.max_length
         )

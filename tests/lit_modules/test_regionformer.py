@@ -240,9 +240,9 @@ def test_without_a_stop_token_the_end_of_text_is_learnt(monkeypatch) -> None:
     assert tokens[-1] == 2 and batch_of(small(), film())["tokens"][0].tolist() == tokens[:-1].tolist()
 
 
-def test_a_stop_of_several_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="is 2 tokens of phantom:gpt2: give one"):
-        _ = small(decoding=Decoding(stop="..")).stop
+def test_a_stop_that_is_no_token_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"stop='\.\.' is no token of phantom:gpt2: give one, or null"):
+        small(decoding=Decoding(stop="..")).preprocessor()
 
 
 @pytest.mark.parametrize(
