@@ -8,7 +8,9 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, TextIO
 
 from datamodules.study import DataFault
 
@@ -35,38 +37,44 @@ def read_text(path: Path, suffix: str) -> str:
     Raises:
         DataFault: It cannot be read, or is not UTF-8.
     """
-    try:
-        return _content(path, suffix).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataFault(f"{path}: cannot be read ({error}); fetch it again") from None
-
-
-def _content(path: Path, suffix: str) -> bytes:
-    if path.suffix == ".gz":
-        return gzip.decompress(path.read_bytes())
-    if path.suffix != ".zip":
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if n.endswith(suffix) and not n.startswith("__MACOSX/")]
-        if len(names) != 1:
-            raise DataFault(f"{path}: expected one {suffix} file in it, found {len(names)}")
-        return archive.read(names[0])
+    with _opened(path, suffix) as text:
+        return text.read()
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and row, every value a string, of a table in any of the forms of `read_text`.
+    """Line number and row, every value a string, of a table in any of the forms of `read_text`, one after the other.
 
     Raises:
         DataFault: It cannot be read, is no CSV, or lacks one of `columns`.
     """
-    rows = csv.DictReader(io.StringIO(read_text(path, ".csv"), newline=""))
-    try:
+    with _opened(path, ".csv") as text:
+        rows = csv.DictReader(text)
         if lacking := [column for column in columns if column not in (rows.fieldnames or ())]:
             there = ", ".join(rows.fieldnames or ()) or "none"
             raise DataFault(f"{path}: no column {', '.join(lacking)}; the columns are: {there}")
         for row in rows:
             yield rows.line_num, {name: value if isinstance(value, str) else "" for name, value in row.items()}
-    except csv.Error as error:
-        raise DataFault(f"{path}:{rows.line_num}: cannot be read as CSV ({error}); fetch it again") from None
+
+
+@contextmanager
+def _opened(path: Path, suffix: str) -> Iterator[TextIO]:
+    """The text, to be read piece by piece; what goes wrong on the way becomes a DataFault."""
+    try:
+        with ExitStack() as stack:
+            yield io.TextIOWrapper(_unpacked(path, suffix, stack), encoding="utf-8-sig", newline="")
+    except UnicodeDecodeError as error:
+        raise DataFault(f"{path}: is not UTF-8 text ({error.reason})") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
+        raise DataFault(f"{path}: cannot be read ({error}); fetch it again") from None
+
+
+def _unpacked(path: Path, suffix: str, stack: ExitStack) -> IO[bytes] | gzip.GzipFile:
+    if path.suffix == ".gz":
+        return stack.enter_context(gzip.GzipFile(path))
+    if path.suffix != ".zip":
+        return stack.enter_context(path.open("rb"))
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    names = [n for n in archive.namelist() if n.endswith(suffix) and not n.startswith("__MACOSX/")]
+    if len(names) != 1:
+        raise DataFault(f"{path}: expected one {suffix} file in it, found {len(names)}")
+    return stack.enter_context(archive.open(names[0]))
