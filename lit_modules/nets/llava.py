@@ -84,13 +84,13 @@ def build_llava_config(llava: str, phantom: PhantomSize, phantom_clip: PhantomCL
 
     if llava == PHANTOM:
         text = backbones.build_config("phantom:llama", phantom, vocabulary)
-        return _joined(build_vision_config(PHANTOM_TOWER, phantom_clip), text, BYTE_0)
+        return _config_of(build_vision_config(PHANTOM_TOWER, phantom_clip), text, BYTE_0)
     if llava.startswith("phantom:"):
         raise SettingsFault(f"llava={llava}: there is {PHANTOM}")
     if llava in (HUB, ORIGINAL):
         language: dict[str, Any] = LLAMA_2_7B | ({"vocab_size": HUB_VOCABULARY} if llava == HUB else {})
         image = HUB_IMAGE if llava == HUB else BYTE_0
-        return _joined(CLIPVisionConfig(**VIT_L_14_336), LlamaConfig(**language), image)
+        return _config_of(CLIPVisionConfig(**VIT_L_14_336), LlamaConfig(**language), image)
     settings = _settings(llava)
     if settings.get("model_type") not in ("llava", "llava_llama"):
         raise SettingsFault(f"{llava} is a {settings.get('model_type')}, no LLaVA-1.5")
@@ -102,19 +102,14 @@ def build_llava_config(llava: str, phantom: PhantomSize, phantom_clip: PhantomCL
     text = LlamaConfig(**{key: settings[key] for key in LLAMA_2_7B if key in settings})
     tower = settings["mm_vision_tower"]
     vision = CLIPVisionConfig(**VIT_L_14_336) if tower == TOWER else build_vision_config(tower, phantom_clip)
-    return _joined(vision, text, BYTE_0)
+    return _config_of(vision, text, BYTE_0)
 
 
-def _joined(vision: Any, text: Any, image: int) -> LlavaConfig:
+def _config_of(vision: Any, text: Any, image: int) -> LlavaConfig:
     from transformers import LlavaConfig
 
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=image,
-        image_seq_length=patches,
-    )
+    length = (vision.image_size // vision.patch_size) ** 2
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=image, image_seq_length=length)
 
 
 def image_tokens(config: LlavaConfig) -> int:
