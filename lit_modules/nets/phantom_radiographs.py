@@ -52,9 +52,10 @@ from lit_modules.nets.clip_image import (
 )
 from lit_modules.nets.phantom_language import LOST, NOISE, content_words
 
-FIRST_PATIENT = 3_000_000  # datasets draw seeds from 2**32 (crc32): a patient meets one of these by 4e-6
-PATIENTS, TOLD = 1400, 4000  # drawn for CLIP; other ones, put into words for GPT-2
-HELD_OUT = 200  # of either, the last ones: not taught, they tell how well it went
+# Patients drawn for CLIP, and others put into words for GPT-2; of either the last are not taught, but tell how well it
+# went. Datasets draw seeds from 2**32 (crc32): a patient meets one of these by 4e-6.
+DRAWN, DRAWN_UNSEEN, FIRST_DRAWN = 360, 60, 3_000_000
+TOLD, TOLD_UNSEEN, FIRST_TOLD = 4000, 200, 3_001_400
 FITS: tuple[Fit, ...] = ("pad", "crop")
 SIDE = 112  # pixels of a view
 
@@ -66,10 +67,11 @@ REPORTS = 0.2  # share of the steps with texts of two to six sentences
 SILENT = 0.1  # share of the lessons without a word in the prefix
 LOUDEST = 4.0  # a prefix may be so much larger than words are, as a mapper's is at first
 
-CLIP = PhantomCLIP(hidden=96, layers=3, heads=4, mlp=256, patch=8, image=SIDE, dim=96)
+CLIP = PhantomCLIP(hidden=96, layers=3, heads=4, mlp=256, patch=16, image=SIDE, dim=96)
 CELLS = 7  # rows and columns of the grid that an embedding tells boxes on
 CROPPED = 0.2  # share of the steps that see the central square
 SHIFT = 4  # pixels, at most
+ALIKE = 0.3  # weight of the cosine between views of different patients
 RARE = 4.0  # weight of what is nearly always absent
 
 
@@ -98,13 +100,13 @@ class Radiographs:
 
 
 def drawn(cache: Path, workers: int) -> Radiographs:
-    """PATIENTS patients; read from the cache where they were drawn before."""
+    """DRAWN patients; read from the cache where they were drawn before."""
     if not cache.is_file():
-        seeds = range(FIRST_PATIENT, FIRST_PATIENT + PATIENTS)
+        seeds = range(FIRST_DRAWN, FIRST_DRAWN + DRAWN)
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            seen = list(track(pool.imap(views_of, seeds, chunksize=4), "drawing", total=PATIENTS))
+            seen = list(track(pool.imap(views_of, seeds, chunksize=4), "drawing", total=DRAWN))
         images, masks, sentences, labels = zip(*seen, strict=True)
-        owners = np.repeat(np.arange(PATIENTS), [len(one) for one in sentences])
+        owners = np.repeat(np.arange(DRAWN), [len(one) for one in sentences])
         parts = (np.stack(images), np.concatenate(masks), owners, np.concatenate(sentences), np.concatenate(labels))
         np.savez_compressed(cache, **vars(Radiographs(*parts)))
     with np.load(cache) as arrays:
@@ -211,7 +213,7 @@ def teach_language(out: Path, steps: int = 1500, batch: int = 32, lr: float = 3e
     torch.manual_seed(0)
     rng, tokenizer = random.Random(0), radiograph_tokenizer()
     content = set(content_words(" ".join(vocabulary()), tokenizer))
-    seeds = range(FIRST_PATIENT + PATIENTS, FIRST_PATIENT + PATIENTS + TOLD)
+    seeds = range(FIRST_TOLD, FIRST_TOLD + TOLD)
     texts = [[tokenizer(text)["input_ids"] for text in told(seed, rng)] for seed in track(seeds, "wording")]
     config = backbones.build_config("phantom:gpt2", GPT2, len(tokenizer))
     model = backbones.build_language_model(config, "phantom:gpt2", torch.float32, GPT2)
@@ -228,7 +230,7 @@ def teach_language(out: Path, steps: int = 1500, batch: int = 32, lr: float = 3e
     with Progress() as bar:
         task = bar.add_task("teaching", total=steps)
         for step in range(steps):
-            loss = loss_of(range(TOLD - HELD_OUT))
+            loss = loss_of(range(TOLD - TOLD_UNSEEN))
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -238,7 +240,7 @@ def teach_language(out: Path, steps: int = 1500, batch: int = 32, lr: float = 3e
             if step % 200 == 199:
                 bar.console.print(f"step {step + 1}: loss {loss.item():.3f}")
     with torch.no_grad():
-        unseen = torch.stack([loss_of(range(TOLD - HELD_OUT, TOLD)) for _ in range(40)]).mean()
+        unseen = torch.stack([loss_of(range(TOLD - TOLD_UNSEEN, TOLD)) for _ in range(40)]).mean()
     print(f"loss on patients that were not taught: {unseen:.3f}")
     model.save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)  # the method decides how to decode
@@ -256,6 +258,10 @@ class Heads(nn.Module):
         self.words, self.mask_words = nn.Linear(CLIP.dim, words), nn.Linear(CLIP.dim, words)
         self.where, self.mask_where = nn.Linear(CLIP.dim, labels * CELLS**2), nn.Linear(CLIP.dim, CELLS**2)
         self.patches = nn.Linear(CLIP.hidden, labels)
+        for layer in (self.words, self.mask_words, self.where, self.mask_where, self.patches):
+            nn.init.constant_(layer.bias, -3.0)  # nearly everything is absent
+        # At first all embeddings are nearly one vector; what differs between views must be heard all the same.
+        self.image_norm, self.mask_norm = (nn.BatchNorm1d(CLIP.dim, affine=False) for _ in range(2))
 
 
 class Pictures:
@@ -315,7 +321,9 @@ def picture_loss(model: Any, heads: Heads, pictures: Pictures, patients: list[in
     masks = [_shifted(data.masks[row, fit], rng) for row in rows]
     views = [pictures.image(patient, fit, rng) for patient in patients]
     embeddings, tokens = look(model, views + [clip_pixels(mask, "pad", SIDE) for mask in masks])
-    image, mask = (embeddings * CLIP.dim**0.5).chunk(2)  # as large as a LayerNorm's output
+    image, mask = embeddings.chunk(2)
+    alike = image.mean(0).square().sum() + mask.mean(0).square().sum()  # mean cosine of two views
+    image, mask = heads.image_norm(image), heads.mask_norm(mask)
     marks = torch.stack([pictures.marks(patient, fit, SIDE // CLIP.patch) for patient in patients])
     said = torch.stack([pictures.words[list(data.rows(patient))].amax(0) for patient in patients])
     error = F.binary_cross_entropy_with_logits
@@ -324,11 +332,12 @@ def picture_loss(model: Any, heads: Heads, pictures: Pictures, patients: list[in
         + error(heads.where(image), F.adaptive_max_pool2d(marks, CELLS).flatten(1)) * RARE
         + error(heads.patches(tokens[: len(patients)]).mT, marks.flatten(2)) * RARE
         + error(heads.mask_words(mask), pictures.words[rows])
+        + ALIKE * alike
         + error(heads.mask_where(mask), torch.stack([covered(one, CELLS) for one in masks]).flatten(1))
     )
 
 
-def teach_vision(out: Path, radiographs: Radiographs, epochs: int = 24, batch: int = 32, lr: float = 1e-3) -> None:
+def teach_vision(out: Path, radiographs: Radiographs, epochs: int = 120, batch: int = 16, lr: float = 2e-3) -> None:
     """Teaches CLIP's image side and writes it as a folder that `clip` can name.
 
     Args:
@@ -341,14 +350,15 @@ def teach_vision(out: Path, radiographs: Radiographs, epochs: int = 24, batch: i
     torch.manual_seed(0)
     rng, pictures = np.random.default_rng(0), Pictures(radiographs)
     model = build_vision_model(build_vision_config(PHANTOM, CLIP), PHANTOM, CLIP).requires_grad_(True)
+    nn.init.normal_(model.vision_model.embeddings.position_embedding.weight)  # so that places differ from the start
     heads = Heads(pictures.words.shape[1], len(pictures.labels))
-    weights, rounds = [*model.parameters(), *heads.parameters()], (PATIENTS - HELD_OUT) // batch
+    weights, rounds = [*model.parameters(), *heads.parameters()], (DRAWN - DRAWN_UNSEEN) // batch
     optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * rounds, pct_start=0.1)
     with Progress() as bar:
         task = bar.add_task("teaching", total=epochs * rounds)
         for epoch in range(epochs):
-            order, total = rng.permutation(PATIENTS - HELD_OUT).tolist(), 0.0
+            order, total = rng.permutation(DRAWN - DRAWN_UNSEEN).tolist(), 0.0
             for start in range(0, rounds * batch, batch):
                 loss = picture_loss(model, heads, pictures, order[start : start + batch], rng)
                 optimizer.zero_grad()
@@ -359,9 +369,9 @@ def teach_vision(out: Path, radiographs: Radiographs, epochs: int = 24, batch: i
                 total += loss.item()
                 bar.update(task, advance=1)
             with torch.no_grad():
-                unseen = picture_loss(model, heads, pictures, [*range(PATIENTS - HELD_OUT, PATIENTS)], rng)
+                unseen = picture_loss(model, heads, pictures, [*range(DRAWN - DRAWN_UNSEEN, DRAWN)], rng)
+            model.save_pretrained(out)
             bar.console.print(f"round {epoch + 1}: loss {total / rounds:.4f}, of patients not taught {unseen:.4f}")
-    model.save_pretrained(out)
 
 
 if __name__ == "__main__":
@@ -369,9 +379,8 @@ if __name__ == "__main__":
     parser.add_argument("stage", choices=["language", "vision"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    parser.add_argument(
-        "--drawn", type=Path, default=Path(tempfile.gettempdir()) / "phantom-radiographs.npz", help="kept drawings"
-    )
+    kept = Path(tempfile.gettempdir()) / f"phantom-radiographs-{DRAWN}.npz"
+    parser.add_argument("--drawn", type=Path, default=kept, help="where the drawings are kept")
     chosen = parser.parse_args()
     if chosen.stage == "language":
         teach_language(chosen.out)
