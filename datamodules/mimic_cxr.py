@@ -177,9 +177,10 @@ class MimicCXR(ReportDataModule):
     def prepare_data(self) -> None:
         """As ever; then makes the smaller copies that are not there yet, and says what lacks the section."""
         super().prepare_data()
-        for split in self.splits if self.resized else ():
-            pairs = [(self._original(s.files["image"]), s.files["image"]) for s in self.studies(split)]
-            make_copies(pairs, self.resized or 0, self.num_workers, f"shrinking {split} images")
+        if self.resized:
+            images = [study.files["image"] for split in self.splits for study in self.studies(split)]
+            pairs = [(self._original(image), image) for image in images]
+            make_copies(pairs, self.resized, self.num_workers, "shrinking images")
         if lacking := {split: count for split, count in self.without_section.items() if count}:
             counts = ", ".join(f"{count} of {split}" for split, count in lacking.items())
             print(f"studies that are not used, for their reports have no {self.section}: {counts}")
