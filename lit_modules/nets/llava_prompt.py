@@ -141,8 +141,8 @@ def padding_mask(rows: Sequence[Sequence[int]], side: Literal["left", "right"]) 
     return padded([[1] * len(row) for row in rows], 0, side)
 
 
-def llava_pixels(image: np.ndarray, size: int = 336) -> np.ndarray:
-    """What CLIP sees of a radiograph: `(channel, size, size)`, normalised, float32.
+def llava_view(image: np.ndarray, size: int = 336) -> np.ndarray:
+    """What CLIP sees of a radiograph: `(size, size, channel)`, uint8.
 
     Centred on a square of CLIP's mean colour, then resized (bicubic): nothing is cut off ("pad" in the authors' code).
 
@@ -159,7 +159,11 @@ def llava_pixels(image: np.ndarray, size: int = 336) -> np.ndarray:
     side = max(rows, columns)
     square = Image.new("RGB", (side, side), PADDING)
     square.paste(Image.fromarray(image).convert("RGB"), ((side - columns) // 2, (side - rows) // 2))
-    view = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def llava_pixels(view: np.ndarray) -> np.ndarray:
+    """A view as CLIP takes it: normalised, `(channel, size, size)`, float32."""
     return np.stack([table[view[..., channel]] for channel, table in enumerate(_normalised())])
 
 

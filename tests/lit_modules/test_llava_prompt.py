@@ -10,7 +10,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from datamodules.study import DataFault
 from lit_modules.nets.llava import BYTE_0, HUB_IMAGE, IGNORED, build_llava_tokenizer
-from lit_modules.nets.llava_prompt import LlavaPrompt, llava_pixels, padded, padding_mask, pick_question
+from lit_modules.nets.llava_prompt import LlavaPrompt, llava_pixels, llava_view, padded, padding_mask, pick_question
 from lit_modules.nets.llava_prompts import QUESTIONS
 
 # What LLaVA's own tokenizer makes of the frame of a conversation, as printed by many users of the authors' code.
@@ -153,7 +153,7 @@ def test_pixels_equal_transformers(shape: tuple[int, int]) -> None:
     )
     colour = np.repeat(image[..., None], 3, 2)
     expected = np.asarray(processor(colour, input_data_format="channels_last")["pixel_values"][0])
-    found = llava_pixels(image, 42)
+    found = llava_pixels(llava_view(image, 42))
     assert found.shape == (3, 42, 42) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -163,8 +163,8 @@ def test_nothing_of_a_film_is_cut_off_as_the_hubs_processor_would() -> None:
     film[:20] = 255  # the apices
     hub = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     cropped = np.asarray(hub(np.repeat(film[..., None], 3, 2))["pixel_values"][0])
-    assert cropped.max() < 1 < llava_pixels(film).max()
-    middle, edge = llava_pixels(film)[:, 336 // 2, [168, 0]].T
+    assert cropped.max() < 1 < llava_pixels(llava_view(film)).max()
+    middle, edge = llava_pixels(llava_view(film))[:, 336 // 2, [168, 0]].T
     np.testing.assert_allclose(edge, 0, atol=0.02)  # CLIP's mean colour
     assert np.abs(middle).max() > 0.1
 
@@ -174,4 +174,4 @@ def test_nothing_of_a_film_is_cut_off_as_the_hubs_processor_would() -> None:
 )
 def test_other_images_are_refused(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="8-bit grey"):
-        llava_pixels(image)
+        llava_view(image)
