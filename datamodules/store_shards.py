@@ -177,7 +177,10 @@ def _groups(singles: Sequence[Path], items: int, size: int) -> Iterator[list[Pat
     group: list[Path] = []
     total = 0
     for path in singles:
-        length = path.stat().st_size
+        try:
+            length = path.stat().st_size
+        except FileNotFoundError:  # its study turned bad meanwhile
+            continue
         if group and (len(group) == items or total + length > size):
             yield group
             group, total = [], 0
@@ -196,8 +199,8 @@ def _pack(singles: list[Path], shard: Path, settings: str) -> bool:
         with suppress(SafetensorError, FileNotFoundError):  # one that is broken will be made again
             state = _state(path)  # before it is opened: if it is made anew meanwhile, the new one will differ
             with safe_open(path, framework="np") as item:
-                notes = item.metadata()
-            if (single := load_single(path)) is not None:
+                notes = item.metadata() or {}
+            if "key" in notes and (single := load_single(path)) is not None:
                 name = path.name.removesuffix(_SUFFIX)
                 arrays |= {f"{name}/{array}": values for array, values in single.items()}
                 items[name] = {"key": notes["key"], "faults": notes["faults"], "arrays": sorted(single)}

@@ -265,3 +265,13 @@ def test_without_room_for_a_shard_items_stay_single(tmp_path, small, monkeypatch
     _build(store, studies)
     assert len(_single(store)) == 3 and [_number(store, study) for study in studies] == [0, 1, 2]
     assert not list((store.folder / "shards").glob("*.partial"))
+
+
+def test_what_is_no_item_is_left_alone(tmp_path, small):
+    store, studies = _store(tmp_path), _studies(tmp_path, 3)
+    store.folder.mkdir(parents=True)
+    shards.save_file({"x": np.zeros(1)}, store.folder / "foreign.safetensors")
+    (store.folder / "half.safetensors").write_bytes(b"half")
+    _build(store, studies)
+    assert _single(store) == ["foreign.safetensors", "half.safetensors"]
+    assert [_number(store, study) for study in studies] == [0, 1, 2]
