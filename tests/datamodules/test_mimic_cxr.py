@@ -226,6 +226,21 @@ def test_an_evaluation_leaves_nothing_out(root):
         MimicCXR(str(root), on_error="skip").studies("test")
 
 
+def test_but_what_has_no_report_is_nothing_to_be_compared_with(root):
+    images = [*IMAGES, ("j", 50000007, 19000005, "test", "PA")]
+    write_split(root, images)
+    write_metadata(root, images)
+    draw(root / "files/p19/p19000005/s50000007/j.jpg")
+    with pytest.raises(DataFault, match="s50000007.txt: no such file"):
+        MimicCXR(str(root)).studies("test")
+    assert ids(MimicCXR(str(root), on_error="skip"), "test") == [F]
+
+
+def test_a_study_that_the_tables_contradict_is_left_out_with_all_its_images(root):
+    write_metadata(root, [row for row in IMAGES if row[0] != "d"])
+    assert ids(MimicCXR(str(root), per_study="all", on_error="skip")) == [f"{B}/e"]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -343,7 +358,8 @@ def test_masks_come_with_the_image(root, tmp_path):
     assert study.masks["heart"].dtype == np.uint8 and study.masks["heart"].shape == study.image.shape
     assert MimicCXR(str(root)).read(data.studies("train")[0]).masks is None
     assert [area for *_, area in told(prepared(root, masks=str(tmp_path / "masks"))).values()] == [12, 5]
-    assert [area for *_, area in told(prepared(root)).values()] == [0, 0]  # another store
+    assert [area for *_, area in told(prepared(root)).values()] == [0, 0]
+    assert len(list(root.glob(".store/*"))) == 2  # neither undoes the other's work
 
 
 def test_masks_that_are_made_later_make_new_arrays(root, tmp_path):
