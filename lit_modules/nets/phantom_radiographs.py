@@ -8,10 +8,11 @@ any dataset's, and know nothing clinical.
 prefix stand bags of words of the text to be written, with noise, some words lost, on some of its positions; now and
 then noise alone. No image is involved: findings count as seen, on either side and at any height.
 
-`vision`: CLIP's image side sees radiographs, and masks of the boxes of one sentence, one at a time. From the embedding
-of a radiograph, linear heads say the words of all its sentences and where each label's boxes are; from that of a mask,
-the words of its sentence and where the boxes are; from the tokens of single patches, which labels are boxed there. The
-heads are thrown away. No text is read, and no radiograph is seen together with a mask.
+`vision`: CLIP's image side sees radiographs, and masks of the boxes of one sentence or of a box at random, one at a
+time. From the embedding of a radiograph, linear heads say the words of all its sentences and where each label's boxes
+are; from that of a mask, the words of its sentence and where the boxes are; from the tokens of single patches, which
+labels are boxed there. The heads are thrown away. No text is read, and no radiograph is seen together with a mask.
+300 patients are few: it knows what is large, and hardly anything of what is small.
 
     python -m lit_modules.nets.phantom_radiographs language --out checkpoints/phantom-gpt2
     python -m lit_modules.nets.phantom_radiographs vision --out checkpoints/phantom-clip
@@ -314,27 +315,35 @@ def look(model: Any, pixels: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     return F.normalize(seen.image_embeds, dim=-1), seen.last_hidden_state[:, 1:]
 
 
+def any_box(rng: np.random.Generator) -> np.ndarray:
+    """The mask of a box of any size anywhere, `(row, column)`, uint8."""
+    width, height = np.exp(rng.uniform(np.log(0.05), np.log(0.5), 2))
+    x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    return box_mask([(x, y, x + width, y + height)], SIDE, SIDE) * np.uint8(255)
+
+
 def picture_loss(model: Any, heads: Heads, pictures: Pictures, patients: list[int], rng: np.random.Generator) -> Tensor:
-    """What is wrong about these patients' radiographs, and about the mask of one sentence of each."""
-    data, fit = pictures.radiographs, int(rng.random() < CROPPED)
+    """What is wrong about these patients' radiographs, the mask of one sentence of each, and as many other masks."""
+    data, fit, count = pictures.radiographs, int(rng.random() < CROPPED), len(patients)
     rows = [int(rng.choice(data.rows(patient))) for patient in patients]
-    masks = [_shifted(data.masks[row, fit], rng) for row in rows]
     views = [pictures.image(patient, fit, rng) for patient in patients]
+    masks = [_shifted(data.masks[row, fit], rng) for row in rows] + [any_box(rng) for _ in rows]
     embeddings, tokens = look(model, views + [clip_pixels(mask, "pad", SIDE) for mask in masks])
-    image, mask = embeddings.chunk(2)
-    alike = image.mean(0).square().sum() + mask.mean(0).square().sum()  # mean cosine of two views
-    image, mask = heads.image_norm(image), heads.mask_norm(mask)
+    image, mask = heads.image_norm(embeddings[:count]), heads.mask_norm(embeddings[count:])
+    alike = embeddings[:count].mean(0).square().sum() + embeddings[count:].mean(0).square().sum()
     marks = torch.stack([pictures.marks(patient, fit, SIDE // CLIP.patch) for patient in patients])
     said = torch.stack([pictures.words[list(data.rows(patient))].amax(0) for patient in patients])
     error = F.binary_cross_entropy_with_logits
-    return (
+    of_images = (
         error(heads.words(image), said)
-        + error(heads.where(image), F.adaptive_max_pool2d(marks, CELLS).flatten(1)) * RARE
-        + error(heads.patches(tokens[: len(patients)]).mT, marks.flatten(2)) * RARE
-        + error(heads.mask_words(mask), pictures.words[rows])
-        + ALIKE * alike
-        + error(heads.mask_where(mask), torch.stack([covered(one, CELLS) for one in masks]).flatten(1))
+        + RARE * error(heads.where(image), F.adaptive_max_pool2d(marks, CELLS).flatten(1))
+        + RARE * error(heads.patches(tokens[:count]).mT, marks.flatten(2))
     )
+    places = torch.stack([covered(one, CELLS) for one in masks]).flatten(1)
+    of_masks = error(heads.mask_words(mask[:count]), pictures.words[rows]) + RARE * error(
+        heads.mask_where(mask), places
+    )
+    return of_images + 2 * of_masks + ALIKE * alike
 
 
 def teach_vision(out: Path, radiographs: Radiographs, epochs: int = 120, batch: int = 16, lr: float = 2e-3) -> None:
@@ -344,7 +353,7 @@ def teach_vision(out: Path, radiographs: Radiographs, epochs: int = 120, batch: 
         out: The folder.
         radiographs: What is looked at.
         epochs: Rounds over all patients.
-        batch: Radiographs in a step, and as many masks.
+        batch: Radiographs in a step; twice as many masks.
         lr: AdamW's, at its highest (one cycle).
     """
     torch.manual_seed(0)
