@@ -257,15 +257,19 @@ class _Items(Dataset):
         return [self._make(study) for study in self.groups[index]]
 
     def _make(self, study: Study) -> _Made:
+        arrays: dict[str, np.ndarray] = {}
+        faults: list[Fault] = []
         try:
             full, faults = self.inspect(study)
+            if not any(fault.fatal for fault in faults):
+                arrays = self.preprocessor.arrays(full)  # a mask may be decoded, and found broken, only here
         except DataFault as fault:
-            full, faults = study, [Fault(study.id, str(fault))]
+            faults = [*faults, Fault(study.id, str(fault))]
         if any(fault.fatal for fault in faults):
             self.store.path(study).unlink(missing_ok=True)  # of an earlier, better state of the files
             return _Made(faults)
         try:
-            return _Made(faults, self.store.write(study, self.preprocessor.arrays(full), faults))
+            return _Made(faults, self.store.write(study, arrays, faults))
         except OSError as error:
             return _Made(faults, error=error.strerror or str(error), errno=error.errno or errno.EIO)
 

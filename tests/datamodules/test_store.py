@@ -158,3 +158,21 @@ def test_a_store_that_will_not_fit_is_refused_after_one_item(data, tmp_path, mon
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(OSError, match="the store needs .* GB more, the disk has 0.0 GB"):
         _build(data, Store(tmp_path / "store", {}), Means())
+
+
+def test_what_is_found_broken_only_while_arrays_are_made_is_a_fault(data, tmp_path):
+    """Masks that are decoded when they are asked for, say: the other studies' items are made, and the store goes on."""
+
+    class Picky(Means):
+        def arrays(self, study):
+            if study.id == "train_2_a_1":
+                raise DataFault("the mask of heart cannot be decoded")
+            return super().arrays(study)
+
+    store = Store(tmp_path / "store", Means().settings())
+    faults = _build(data, store, Picky())
+    assert [(fault.study_id, fault.what, fault.fatal) for fault in faults] == [
+        ("train_2_a_1", "the mask of heart cannot be decoded", True)
+    ]
+    held = [study.id for study in data.studies("train") if store.holds(study)]
+    assert held == [study.id for study in data.studies("train") if study.id != "train_2_a_1"]
