@@ -3,53 +3,21 @@
 import csv
 import fcntl
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import zoo
-from tests.zoo.toy_study import HANG, ForkedFit
+from tests.zoo.toy_study import HANG, in_background, wait_for
 from zoo import study
 from zoo.studies import runs
 
 HOME = Path(zoo.__file__).parent.parent
-
-
-@pytest.fixture
-def forked(toy, monkeypatch):
-    """An empty folder, the toy's studies, and fits that start at once."""
-    stand_in = SimpleNamespace(**{name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")})
-    monkeypatch.setenv("ZOO_WEIGHTS", "none")  # so that a metric is absent
-    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(Popen=ForkedFit, **vars(stand_in)))
-    return toy
-
-
-def in_background(*arguments):
-    """`zoo.study` in a process group of its own, so that it can be killed with all its fits."""
-
-    def body():
-        os.setsid()
-        sys.exit(study.main([*arguments]))
-
-    process = multiprocessing.get_context("fork").Process(target=body)
-    process.start()
-    return process
-
-
-def wait_for(what):
-    for _ in range(1200):
-        if what():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came")
 
 
 def figures(folder):

@@ -1,5 +1,6 @@
 """A study's file: what is wrong with it, what a recipe changes, which runs are one and the same."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,56 @@ def test_runs_with_the_same_settings_are_one(toy):
     assert len({digest(), *map(digest, changes)}) == 4
 
 
+def test_a_run_after_another_is_known_by_that_one_s_settings_and_seed(toy):
+    arms = "  first: {after: b at 8}\n  second: {after: first, set: {model.lr: 0.5}}\n  again: {after: b at 8}\n"
+
+    def planned(text, *overrides, output="out"):
+        return {point.name: point for point in plan(read(toy, text), overrides, Path(output))}
+
+    text = GOOD.replace("[0]", "[0, 1]") + arms
+    points = planned(text)
+    assert list(points) == ["a", "b at 4", "b at 8", "first", "second", "again"]
+    for seed in (0, 1):
+        assert points["first"].runs[seed].after is points["b at 8"].runs[seed]
+        assert points["second"].runs[seed].after is points["again"].runs[seed]  # `first` and `again` are one run
+        assert points["a"].runs[seed].digest != points["first"].runs[seed].digest
+        assert [points[name].runs[seed].stage for name in ("a", "first", "second")] == [0, 1, 2]
+    assert points["second"].settings == {"model.lr": 0.5, "after": "first"}
+
+    def second(*arguments, **options):
+        return planned(*arguments, **options)["second"].runs[0].digest
+
+    assert second(text) == second(text, output="elsewhere") == second(text.replace("first", "b in two"))
+    assert second(text) != second(text.replace("0.2]", "0.3]"))  # of the first one of the three
+    late, *others = text.splitlines()[-3], *text.splitlines()[:-3], *text.splitlines()[-2:]
+    moved = planned("\n".join([*others, late]))
+    assert (list(moved)[-1], moved["second"].runs[0].digest) == ("first", second(text))
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("c: {after: b at 9}", "s.yaml:8: the study has no point 'b at 9' to come after; did you mean b at"),
+        ("c: {after: b}", "s.yaml:8: arm 'b' has several points; take one: b at 4, b at 8"),
+        ("c: {after: c}", "s.yaml:8: no run of these could be the first one: 'c' after 'c'"),
+        ("c: {after: d}\n  d:\n    after: c", "s.yaml:8: .*'c' after 'd' after 'c'(.|\n)*s.yaml:10: .*'d' after 'c'"),
+        ("c: {after: a, set: {model.init_from: x}}", "s.yaml:8: arm 'c' must not set model.init_from"),
+    ],
+)
+def test_stages_that_cannot_be_are_said_with_their_line(toy, arm, words):
+    with pytest.raises(UsageError, match=words):
+        read(toy, f"{GOOD}  {arm}\n")
+
+
+def test_a_model_that_begins_from_no_checkpoint_comes_after_nothing(toy):
+    design = read(toy, GOOD + "  c: {after: a, set: {model.class: 'tests.zoo.toy_study:Beginner'}}\n")
+    words = "s.yaml:8: tests.zoo.toy_study:Beginner has no setting init_from: it cannot begin from a checkpoint"
+    with pytest.raises(UsageError, match=words):
+        plan(design, [], Path("out"))
+    with pytest.raises(UsageError, match="for the whole study: arms begin from others'"):
+        plan(design, ["model.init_from=x"], Path("out"))
+
+
 @pytest.mark.parametrize(
     ("good", "bad", "words"),
     [
@@ -106,5 +157,6 @@ def test_every_study_in_the_repository_resolves(monkeypatch):
     monkeypatch.delenv("ZOO_CONFIGS", raising=False)
     for name, path in study.studies().items():
         for recipe in ("phantom", "paper"):
-            points = plan(read_design(name, path, recipe), [], Path("out"), allow_missing=True)
+            design = read_design(name, path, recipe)
+            points = plan(replace(design, seeds=design.seeds[:1]), [], Path("out"), allow_missing=True)
             assert all(point.runs for point in points), name

@@ -56,11 +56,13 @@ class ToyGenerator(ReportGenerator):
         extra: Net | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         weights: str | None = None,
+        init_from: str | None = None,
     ):
         super().__init__()
         if net.width < 1:
             raise ValueError("net.width must be positive")
-        self.net, self.lr, self.optimizer, self.betas, self.weights = net, lr, optimizer, betas, weights
+        self.net, self.lr, self.optimizer, self.betas = net, lr, optimizer, betas
+        self.weights, self.init_from = weights, init_from
 
     def preprocessor(self):
         return ToyPreprocessor()
@@ -69,6 +71,8 @@ class ToyGenerator(ReportGenerator):
         width, dropout = self.net.width, self.net.dropout
         if not hasattr(self, "layers"):
             self.layers = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 1))
+            if self.init_from:
+                self.load_state_dict(torch.load(self.init_from, weights_only=True)["state_dict"])
 
     def loss(self, batch):
         return nn.functional.mse_loss(self.layers(batch["x"])[:, 0], batch["x"].sum(1))

@@ -1,5 +1,6 @@
 """A toy whose figures are known beforehand, and fits that are processes but start at once."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from lit_modules.report_generator import Report
 from tests.zoo.toy import ToyGenerator
+from zoo import study
 from zoo.fit import main
 
 HANG = Path("hang")  # while this file is there, a fit hangs in its last epoch
@@ -31,6 +33,33 @@ class Speaker(ToyGenerator):
     def generate(self, batch):
         text = " ".join(["normal"] + ["wrong"] * (self.wrong + self.trainer.datamodule.seed))
         return [Report(name, text) for name in batch["ids"]]
+
+
+class Beginner(ToyGenerator):
+    """Always begins from random weights."""
+
+    def __init__(self, lr: float = 1e-2):
+        super().__init__(lr=lr)
+
+
+def in_background(*arguments):
+    """`zoo.study` in a process group of its own, so that it can be killed with all its fits."""
+
+    def body():
+        os.setsid()
+        sys.exit(study.main([*arguments]))
+
+    process = multiprocessing.get_context("fork").Process(target=body)
+    process.start()
+    return process
+
+
+def wait_for(what):
+    for _ in range(1200):
+        if what():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came")
 
 
 class ForkedFit:

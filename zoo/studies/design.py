@@ -17,8 +17,9 @@ from zoo.layers import Layer, flatten, read_layer
 from zoo.leaderboard.render import BESIDE
 from zoo.metrics.protocols import PROTOCOLS
 
-KEYS, ARM_KEYS = ("metrics", "seeds", "expect", "arms"), ("with", "set", "along")
+KEYS, ARM_KEYS = ("metrics", "seeds", "expect", "arms"), ("with", "set", "along", "after")
 SEEDED = ("run.seed", "data.seed")  # what a seed sets
+INIT = "model.init_from"  # what `after` sets
 # Settings that decide where and how a run is made, not what comes out of it.
 PLACE = {"run.folder", "run.checkpoint_every", "data.num_workers", "data.store", "trainer.enable_progress_bar",
          "trainer.enable_model_summary", "trainer.log_every_n_steps", "trainer.profiler"}  # fmt: skip
@@ -33,12 +34,16 @@ class Arm:
         ablations: As `--with`.
         settings: Dotted key → value.
         along: Dotted key → values, all of one length; the first key is the axis. Empty: the arm is a single point.
+        after: The point whose runs' tested checkpoints, seed by seed, its runs begin from, a stage after a stage.
+        origin: `file:line` of `after`.
     """
 
     name: str
     ablations: tuple[str, ...]
     settings: Mapping[str, Any]
     along: Mapping[str, Sequence[Any]]
+    after: str | None = None
+    origin: str = ""
 
     def points(self) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         """Name, place on the axis (`None` without one) and settings of each point."""
@@ -81,20 +86,37 @@ class Design:
         """The dotted key that arms vary, where any does."""
         return next((key for arm in self.arms for key in arm.along), None)
 
+    def stages(self) -> list[Arm]:
+        """The arms, each behind the one that it comes after; else in the file's order."""
+        owners = {name: arm for arm in self.arms for name, _, _ in arm.points()}
+
+        def stage(arm: Arm) -> int:
+            return 1 + stage(owners[arm.after]) if arm.after else 0
+
+        return sorted(self.arms, key=stage)
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """One configuration with one seed.
 
     Attributes:
-        config: With `run.folder` set to `folder`.
-        digest: Of all settings but those of `PLACE` and `log`; studies with the same digest share the run.
+        config: With `run.folder` set to `folder`; `model.init_from` is set when the run that this one is after is done.
+        digest: Of all settings but those of `PLACE` and `log`, with the digest of the run that this one is after as
+            `model.init_from`; studies with the same digest share the run.
         folder: Where the run's folder is made, with `log.txt`, `lock` and `settings.yaml` beside it.
+        after: The run whose tested checkpoint this one begins from.
     """
 
     config: Config
     digest: str
     folder: Path
+    after: Run | None = None
+
+    @property
+    def stage(self) -> int:
+        """The number of runs that must be done before it."""
+        return 0 if self.after is None else 1 + self.after.stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +127,7 @@ class Point:
         name: `<arm>`, or `<arm> at <value>`.
         arm: Its arm's name.
         at: Its place on the arm's axis; `None` without one.
-        settings: What the arm sets here, ablations under `with`.
+        settings: What the arm sets here, ablations under `with`, the point that it begins from under `after`.
         runs: Seed → run.
     """
 
@@ -147,6 +169,7 @@ def read_design(name: str, path: Path, recipe: str) -> Design:
         f"{layer.origin('arms')}: two points are called {twice!r}" for twice, n in Counter(names).items() if n > 1
     ]
     errors += [line for metric in metrics if (line := _unknown_metric(layer, metric))]
+    errors += _wrong_stages(arms)
     expect = [_pair(layer, text, names, errors) for text in layer.values.get("expect") or ()]
     if errors:
         raise UsageError("\n       ".join(errors))
@@ -159,9 +182,8 @@ def _arm(layer: Layer, name: str, entry: Any, errors: list[str]) -> Arm:
         errors.append(f"{layer.origin(place)}: arm {name!r} is written {{with: […], set: {{…}}, along: {{…}}}}")
         return Arm(name, (), {}, {})
     errors += _unknown(layer, entry, f"{place}.", ARM_KEYS)
-    ablations, settings, along = (
-        entry.get(key) or kind() for key, kind in zip(ARM_KEYS, (list, dict, dict), strict=True)
-    )
+    ablations, settings, along = entry.get("with") or [], entry.get("set") or {}, entry.get("along") or {}
+    after = None if entry.get("after") is None else str(entry["after"])
     if not (isinstance(ablations, list) and isinstance(settings, Mapping) and isinstance(along, Mapping)):
         errors.append(f"{layer.origin(place)}: arm {name!r}: `with` is a list, `set` and `along` have keys")
         return Arm(name, (), {}, {})
@@ -176,9 +198,31 @@ def _arm(layer: Layer, name: str, entry: Any, errors: list[str]) -> Arm:
             f"{layer.origin(f'{place}.along')}: the axis, the first key of `along`, needs distinct plain values"
         )
         along = {}
-    taken = [key for key in (*settings, *along) if key in (*SEEDED, "run.folder")]
+    own = (*SEEDED, "run.folder", *([INIT] if after else []))
+    taken = [key for key in (*settings, *along) if key in own]
     errors += [f"{layer.origin(place)}: arm {name!r} must not set {key}: the study does" for key in taken]
-    return Arm(name, tuple(map(str, ablations)), settings, along)
+    return Arm(name, tuple(map(str, ablations)), settings, along, after, layer.origin(f"{place}.after"))
+
+
+def _wrong_stages(arms: Sequence[Arm]) -> list[str]:
+    """Arms after a point that is not there, and arms that wait for themselves."""
+    owners = {name: arm for arm in arms for name, _, _ in arm.points()}
+    errors = []
+    for arm in arms:
+        chain = [arm]
+        while (before := owners.get(chain[-1].after or "")) and before not in chain:
+            chain.append(before)
+        several = next((other for other in arms if other.along and other.name == arm.after), None)
+        if before is arm:
+            way = " after ".join(repr(each.name) for each in (*chain, arm))
+            errors.append(f"{arm.origin}: no run of these could be the first one: {way}")
+        elif several:
+            names = ", ".join(name for name, _, _ in several.points())
+            errors.append(f"{arm.origin}: arm {arm.after!r} has several points; take one: {names}")
+        elif arm.after and arm.after not in owners:
+            hint = _hint(arm.after, list(owners))
+            errors.append(f"{arm.origin}: the study has no point {arm.after!r} to come after{hint}")
+    return errors
 
 
 def _mapping(layer: Layer, key: str, errors: list[str]) -> Mapping[str, Any]:
@@ -245,9 +289,9 @@ def plan(design: Design, overrides: Sequence[str], output: Path, allow_missing: 
         UsageError: Everything that is wrong, one line each.
     """
     errors = _refused(design, overrides)
-    points: list[Point] = []
+    points: dict[str, Point] = {}
     known: dict[str, Run] = {}
-    for arm in design.arms:
+    for arm in design.stages():
         for name, at, settings in arm.points():
             runs = {}
             for seed in design.seeds:
@@ -260,28 +304,35 @@ def plan(design: Design, overrides: Sequence[str], output: Path, allow_missing: 
                 except UsageError as error:
                     errors.append(f"arm {arm.name!r}: {error}")
                     break  # the other seeds have the same errors
-                run = _run(config, output)
+                if arm.after and INIT not in flatten(config.values):
+                    model = config.values["model"]["class"]
+                    errors.append(f"{arm.origin}: {model} has no setting init_from: it cannot begin from a checkpoint")
+                    break
+                run = _run(config, output, points[arm.after].runs.get(seed) if arm.after else None)
                 runs[seed] = known.setdefault(run.digest, run)
             shown = ({"with": list(arm.ablations)} if arm.ablations else {}) | settings
-            points.append(Point(name, arm.name, at, shown, runs))
+            points[name] = Point(name, arm.name, at, shown | ({"after": arm.after} if arm.after else {}), runs)
     if errors:
         raise UsageError("\n       ".join(dict.fromkeys(errors)))
-    return points
+    return [points[name] for arm in design.arms for name, _, _ in arm.points()]
 
 
 def _refused(design: Design, overrides: Sequence[str]) -> list[str]:
     """Arguments that would undo what the study varies."""
     own = {key: f"arm {arm.name!r} sets it" for arm in design.arms for key in (*arm.settings, *arm.along)}
+    own |= dict.fromkeys([INIT] if any(arm.after for arm in design.arms) else [], "arms begin from others' checkpoints")
     own |= dict.fromkeys(SEEDED, "give --seeds") | {"run.folder": "give --output"}
     keys = [text.partition("=")[0] for text in overrides]
     return [f"{key}=… cannot be given for the whole study: {own[key]}" for key in keys if key in own]
 
 
-def _run(config: Config, output: Path) -> Run:
+def _run(config: Config, output: Path, after: Run | None) -> Run:
     settings = {key: value for key, value in flatten(config.values).items() if key not in PLACE}
     settings = {key: value for key, value in settings.items() if not key.startswith("log.")}
+    if after:
+        settings[INIT] = after.digest  # and not where its checkpoint lies
     identity = json.dumps([config.method, config.recipe, settings], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     folder = output / "runs" / f"{config.method}-{config.recipe}-{digest[:12]}"
     values = config.values | {"run": config.values["run"] | {"folder": str(folder)}}
-    return Run(replace(config, values=values), digest, folder)
+    return Run(replace(config, values=values), digest, folder, after)

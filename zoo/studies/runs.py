@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Literal
@@ -26,12 +26,14 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 from zoo.command import EnvironmentFault, UsageError, say
+from zoo.config import Config, load
 from zoo.run_directory import RunDirectory, atomic_write
-from zoo.studies.design import PLACE, SEEDED, Point, Run
+from zoo.studies.design import INIT, PLACE, SEEDED, Point, Run
 
 State = Literal["done", "underway", "to resume", "to do"]
 FIT = (sys.executable, "-m", "zoo.fit")
 _LOOK = 0.3  # seconds between two looks at the processes
+_NOT_BEGUN = "not begun:"
 _GRACE = 10  # seconds that interrupted fits have to end by themselves, at the end of a step
 
 
@@ -70,6 +72,21 @@ def seconds_of(run: RunDirectory) -> float:
     return record.get("wall_seconds", 0.0) + record.get("earlier_seconds", 0.0)
 
 
+def _beginning(run: Run) -> Path | None:
+    """The checkpoint to begin from: the one that the run before it tested; `None` as long as there is none."""
+    done = finished(run.after.folder) if run.after else None
+    if run.after is None or done is None:
+        return None
+    return done.checkpoint(run.after.config.values["run"]["evaluate"]) or done.checkpoint("last")
+
+
+def _begun_from(config: Config, place: Path | None) -> Config:
+    if place is None:
+        return config
+    section, _, key = INIT.partition(".")
+    return replace(config, values=config.values | {section: config.values[section] | {key: str(place)}})
+
+
 def _take(path: Path) -> IO[str] | None:
     """The lock, held until every process that has the file open is gone or closes it; `None`: another holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,15 +111,17 @@ def _wait_for(path: Path) -> IO[str]:
 
 
 def list_runs(points: Sequence[Point]) -> None:
-    """Prints every point, how its settings differ from the recipe's, and how far its runs are."""
+    """Prints every point behind the one that it comes after, how it differs from the recipe, how far its runs are."""
+    points = sorted(points, key=lambda point: next(iter(point.runs.values())).stage)
     states = {run.digest: state(run.folder) for run in runs_of(points)}
     counts = Counter(states.values())
     print(f"{len(states)} runs: {', '.join(f'{count} {kind}' for kind, count in counts.items())}")
     for point in points:
         config = next(iter(point.runs.values())).config
+        after = f" (after {point.settings['after']})" if "after" in point.settings else ""
         changed = {key: here for key, (_, here) in config.differences(config.base).items()}
         told = [f"{key}={value}" for key, value in changed.items() if key not in {*PLACE, *SEEDED}]
-        print(f"{point.name}: {', '.join(told) or 'as the recipe'}")
+        print(f"{point.name}{after}: {', '.join(told) or 'as the recipe'}")
         for seed, run in point.runs.items():
             print(f"  seed {seed:<3} {states[run.digest]:<10} {run.folder}")
 
@@ -120,24 +139,26 @@ def prepare(runs: Sequence[Run], output: Path) -> None:
     from datamodules.study import DataFault
     from zoo.trainer import data_needs, device_needs, effective_batch, require
 
+    # A run that comes after one that is not done is checked as its recipe has it: its checkpoint is not there yet.
+    configs = [_begun_from(run.config, _beginning(run)) for run in runs]
     built = []
-    for run in runs:
-        effective_batch(run.config)
-        built.append((run.config.build("model"), run.config.build("data")))
+    for config in configs:
+        effective_batch(config)
+        built.append((config.build("model"), config.build("data")))
     needs = [
         need
-        for run, (model, _) in zip(runs, built, strict=True)
-        for need in (*model.requirements(), *device_needs(run.config))
+        for config, (model, _) in zip(configs, built, strict=True)
+        for need in (*model.requirements(), *device_needs(config))
     ]
     require(dict.fromkeys(need for _, data in built for need in data_needs(data)), DataFault)
     require(dict.fromkeys(needs), EnvironmentFault)
     known = set()
+    steps = list(zip(configs, built, strict=True))
+    hidden = not get_console().is_terminal
     with _wait_for(output / "runs" / "prepare.lock"):
-        for run, (model, data) in track(
-            list(zip(runs, built, strict=True)), "preparing data", transient=True, disable=not get_console().is_terminal
-        ):
+        for config, (model, data) in track(steps, "preparing data", transient=True, disable=hidden):
             data.preprocessor = model.preprocessor()
-            key = json.dumps([run.config.values["data"], data.preprocessor.settings()], sort_keys=True)
+            key = json.dumps([config.values["data"], data.preprocessor.settings()], sort_keys=True)
             if key not in known:
                 known.add(key)
                 data.prepare_data()
@@ -155,7 +176,8 @@ def side_by_side(runs: Sequence[Run], wanted: int | None = None) -> tuple[int, i
         raise UsageError(f"--jobs {wanted}: give 1 or more")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = wanted or (cores if all(on_cpu(run.config) for run in runs) else 1)
-    jobs = max(1, min(jobs, len(runs)))
+    waited_for = {run.after.digest for run in runs if run.after}
+    jobs = max(1, min(jobs, sum(run.digest not in waited_for for run in runs)))  # stages follow one another
     return jobs, max(1, cores // jobs)
 
 
@@ -176,7 +198,7 @@ def execute(points: Sequence[Point], jobs: int, threads: int) -> dict[str, str]:
         threads: OpenMP threads of each, unless the environment says how many.
 
     Returns:
-        Digest of a run that failed → the last line of its log.
+        Digest of a run that failed → the last line of its log, or which run it would have had to come after.
     """
     names, runs = names_of(points), runs_of(points)
     waiting = [run for run in runs if not finished(run.folder)]
@@ -188,11 +210,17 @@ def execute(points: Sequence[Point], jobs: int, threads: int) -> dict[str, str]:
         try:
             while waiting or underway:
                 for run in list(waiting):
-                    if len(underway) < jobs and (lock := _take(run.folder / "lock")):
+                    if len(underway) == jobs:
+                        break
+                    if why := _never(run, names, failed):
+                        waiting.remove(run)
+                        failed[run.digest] = why
+                        bar.advance(f"FAILED  {names[run.digest]}: {why}")
+                    elif _ready(run) and (lock := _take(run.folder / "lock")):
                         waiting.remove(run)
                         underway += _begin(run, names[run.digest], threads, lock, bar)
                 if waiting and not underway and not told:
-                    bar.say(f"{len(waiting)} runs are underway in another process: waiting for them")
+                    bar.say(f"runs are underway in another process: waiting for them, {len(waiting)} are left")
                     told = True
                 bar.show(underway, _left(took, underway, len(waiting), jobs))
                 time.sleep(_LOOK)
@@ -223,18 +251,35 @@ def names_of(points: Iterable[Point]) -> dict[str, str]:
     return names
 
 
+def _ready(run: Run) -> bool:
+    """Whether the run that it is after is done."""
+    return run.after is None or _beginning(run) is not None
+
+
+def _never(run: Run, names: Mapping[str, str], failed: Mapping[str, str]) -> str:
+    """Why the run cannot be begun, now or later; empty: it can."""
+    if run.after is None:
+        return ""
+    if why := failed.get(run.after.digest):
+        return why if why.startswith(_NOT_BEGUN) else f"{_NOT_BEGUN} {names[run.after.digest]} failed"
+    if (done := finished(run.after.folder)) and not _ready(run):
+        return f"{_NOT_BEGUN} {done.path} has no checkpoint any more; delete that folder to make it anew"
+    return ""
+
+
 def _begin(run: Run, name: str, threads: int, lock: IO[str], bar: _Bar) -> list[_Underway]:
     """Begins the run, or goes on with it, in a process that holds the lock; empty: another process has made it."""
     with lock:
         if finished(run.folder):
             bar.advance(f"done    {name} by another process")
             return []
-        before = unfinished(run.folder)
+        place = _beginning(run)
+        before = _to_resume(run, place)
         for left in _directories(run.folder):
             if left.resumable() is None:
                 shutil.rmtree(left.path)  # ended before its first checkpoint: nothing in it to go on from
         settings = run.folder / "settings.yaml"
-        atomic_write(settings, run.config.yaml())
+        atomic_write(settings, _begun_from(run.config, place).yaml())
         command = [*FIT, "--config", str(settings), *(["--resume", str(before.path)] if before else [])]
         environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
         with (run.folder / "log.txt").open("ab") as log:
@@ -245,6 +290,21 @@ def _begin(run: Run, name: str, threads: int, lock: IO[str], bar: _Bar) -> list[
         lock.write(f"{process.pid}\n")
     bar.say(f"{'resumed' if before else 'begun  '} {name}: {run.folder}")
     return [_Underway(run, name, process, time.monotonic())]
+
+
+def _to_resume(run: Run, place: Path | None) -> RunDirectory | None:
+    """The part that was interrupted, unless the checkpoint that it began from has been made anew since, at `place`."""
+    before = unfinished(run.folder)
+    if before is None or place is None:
+        return before
+    own = load(before.config)
+    section, _, key = INIT.partition(".")
+    was = Path(own.values[section][key])
+    if was.parts[-3:] != place.parts[-3:]:  # run, "checkpoints", name
+        return None
+    if was != place:  # the folder of the studies was moved, or is given in another way
+        atomic_write(before.config, _begun_from(own, place).yaml())
+    return before
 
 
 def _end(underway: Sequence[_Underway]) -> None:
