@@ -140,7 +140,9 @@ def test_groups_are_scored_apart_by_the_same_protocol():
 
 
 def test_references_without_findings_have_an_interval_of_0():
-    result = run_metrics([line for line in sentences() if line.get("group") == "negative"], Scoring("regionformer", (), label))
+    result = run_metrics(
+        [line for line in sentences() if line.get("group") == "negative"], Scoring("regionformer", (), label)
+    )
     macro = result["metrics"]["phantom_findings_macro_f1"]
     assert (macro["value"], macro["ci95"]) == (0.0, [0.0, 0.0])
 
