@@ -25,19 +25,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.study import SettingsFault
+from datamodules.study import DataFault, SettingsFault, Study
 from lit_modules.asarg_samples import NAMES, AsargPreprocessor, Classes
 from lit_modules.nets import backbones, llava, lvm_med
-from lit_modules.nets.clip_image import PhantomCLIP
+from lit_modules.nets.clip_image import PhantomCLIP, view_frame
 from lit_modules.nets.feature_fusion import FeatureFusion, FusionSettings
 from lit_modules.nets.llava_prompt import LlavaPrompt
 from lit_modules.nets.lvm_med import PhantomResNet
 from lit_modules.nets.pooled_maps import Frame
-from lit_modules.report_generator import Report, ReportGenerator, Requirement
+from lit_modules.nets.structures import FINDINGS, structures_in
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Decoding:
 
 FUSION, DECODING, PHANTOM = Fusion(), Decoding(), backbones.PhantomSize()
 PHANTOM_CLIP, PHANTOM_RESNET = PhantomCLIP(), PhantomResNet()
+SHOWN_MAPS = 8  # at most, beside one report
 
 
 class Asarg(ReportGenerator):
@@ -100,8 +103,8 @@ class Asarg(ReportGenerator):
         grid: Rows and columns of a pooled map.
         frame: What a map's grid covers, see `nets.pooled_maps`.
         trained: `all` but CLIP (stage 1), or the `projector` alone, with what is fused into it (stage 2, §4.1.2).
-        init_from: A checkpoint of this method, which brings every weight that it holds; what it lacks (the maps' part,
-            after a stage without maps) starts as ever.
+        init_from: A checkpoint of this method (a ZeRO checkpoint is a folder), which brings every weight that it holds;
+            what it lacks (the maps' part, after a stage without maps) starts as ever.
         max_length: Longest sequence in training, tokens, the image's among them; a longer answer is cut (LLaVA: 2048).
         gradient_checkpointing: Recompute the language model's layers in the backward pass (LLaVA's scripts).
         dtype: Precision of LLaVA's own weights.
@@ -159,12 +162,19 @@ class Asarg(ReportGenerator):
             **asdict(settings.fusion),
             width=self.llava_config.vision_config.hidden_size,
             image_tokens=llava.image_tokens(self.llava_config),
-            feature_dim=lvm_med.build_resnet_config(settings.resnet, settings.phantom_resnet).hidden_sizes[-1],
+            feature_dim=self._feature_dim(),
             classes=len(NAMES[settings.classes]),
             grid=settings.grid,
         )
         found.check()
         return found
+
+    def _feature_dim(self) -> int:
+        """Length of LVM-Med's features; 0 where none are fused, so that its files need not be there."""
+        settings = self.settings
+        if settings.fusion.features == "none":
+            return 0
+        return lvm_med.build_resnet_config(settings.resnet, settings.phantom_resnet).hidden_sizes[-1]
 
     def preprocessor(self) -> AsargPreprocessor:
         """View, features, maps and token ids of a study."""
@@ -206,16 +216,25 @@ class Asarg(ReportGenerator):
 
         Raises:
             FileNotFoundError: There is no such file.
-            SettingsFault: It is of another model.
+            DataFault: It cannot be read.
+            SettingsFault: It is of another model, or was trained on top of another checkpoint.
         """
-        if not Path(path).is_file():
+        file = _weights_file(path)
+        if not file.is_file():
             raise FileNotFoundError(f"{path}: no such checkpoint, given as model.init_from")
-        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            weights = checkpoint["module" if file != Path(path) else "state_dict"]
+        except Exception as error:  # torch raises a dozen kinds for a broken file
+            raise DataFault(f"{file}: cannot be read as a checkpoint ({type(error).__name__})") from error
         there = self.state_dict()
         other = [key for key, value in weights.items() if key not in there or value.shape != there[key].shape]
         lacking = [key for key in there if key not in weights and key.startswith("fusion.") and "maps" not in key]
         if other or lacking:
             raise SettingsFault(f"{path} is of another model: {min(other or lacking)} does not fit")
+        below = checkpoint.get("frozen_files", {}).get("llava.", self.settings.llava)
+        if "llava.lm_head.weight" not in weights and below != self.settings.llava:
+            raise SettingsFault(f"{path} holds a projector alone, trained with {below}: begin from that")
         self.load_state_dict(weights, strict=False)
 
     # Training.
@@ -282,6 +301,49 @@ class Asarg(ReportGenerator):
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [Report(name, text.strip(), text) for name, text in zip(batch["ids"], texts, strict=True)]
 
+    def explain(self, study: Study, text: str) -> dict[str, Heatmap]:
+        """The maps of what the text speaks of, findings first, and whether the two agree (§6.2).
+
+        A map is what the model was given, not proof that it was used: how much a model leans on its maps is measured by
+        shuffling them (§5.3, `shuffle_maps`). Words are found by rules (`nets.structures`).
+        """
+        settings = self.settings
+        if settings.fusion.maps == "none" or study.masks is None:
+            return {}
+        assert study.image is not None, "a study that was read has its image"
+        source, known = self.preprocessor(), NAMES[settings.classes]
+        spoken = {tuple(c for c in classes if c in known): said for classes, said in structures_in(text).items()}
+        names = list(dict.fromkeys(name for classes in spoken for name in classes))
+        if not names:
+            return {}
+        maps = dict(zip(names, source.pooled(study.masks, names) / np.float32(255), strict=True))
+        height, width = study.image.shape
+        padded_square = settings.frame == "padded_square"
+        frame = view_frame(width, height, "pad") if padded_square else (0.0, 0.0, 1.0, 1.0)
+        film = max(width, height) ** 2 / (width * height) if padded_square else 1.0
+        found: dict[str, Heatmap] = {}
+        for classes, said in spoken.items():
+            # Of the classes that stand for the same thing, one that is seen.
+            name = next((c for c in classes if maps[c].any()), classes[0] if classes else None)
+            if name is not None and name not in found:
+                note = self._compared(name, said, 100 * film * float(maps[name].mean()), study.masks)
+                found[name] = Heatmap(maps[name], f"{name}, share of a cell", note, frame)
+        return dict(list(found.items())[:SHOWN_MAPS])
+
+    def _compared(self, name: str, affirmed: bool, covered: float, masks: Mapping[str, np.ndarray]) -> str:
+        """One sentence on what the text says and what the map shows, which covers `covered` per cent of the film."""
+        shows = f"the map covers {covered:.3g} % of the film" if covered else "the map is empty"
+        if name not in FINDINGS:
+            note = f"{shows[0].upper()}{shows[1:]}"
+        else:
+            note = f"The text {'affirms' if affirmed else 'denies'} it and {shows}: "
+            note += "agree" if affirmed == bool(covered) else "disagree"
+            if affirmed and name not in masks:
+                note += ", unless the segmentation does not know this class"
+        if self.settings.shuffle_maps is not None:
+            note += "; the model was given it in another class's place (model.shuffle_maps)"
+        return f"{note}."
+
     # What it needs, and what its checkpoints leave out.
 
     def frozen_files(self) -> dict[str, str]:
@@ -293,7 +355,8 @@ class Asarg(ReportGenerator):
         settings, needs = self.settings, []
         if settings.init_from:
             how = f"train the stage before, or set model.init_from=null (now {settings.init_from})"
-            needs.append(Requirement(Path(settings.init_from).name, Path(settings.init_from).is_file(), how))
+            there = _weights_file(settings.init_from).is_file()
+            needs.append(Requirement(Path(settings.init_from).name, there, how))
         if settings.llava != llava.PHANTOM:
             there = llava.llava_at_hand(settings.llava)
             needs.append(Requirement(settings.llava, there, llava.how_to_get_llava(settings.llava)))
@@ -301,3 +364,8 @@ class Asarg(ReportGenerator):
             there = lvm_med.resnet_at_hand(settings.resnet)
             needs.append(Requirement(settings.resnet, there, lvm_med.how_to_get_resnet(settings.resnet)))
         return needs
+
+
+def _weights_file(path: str) -> Path:
+    """The file with a checkpoint's weights: itself, or the one for all processes in a ZeRO checkpoint, a folder."""
+    return Path(path, "checkpoint", "mp_rank_00_model_states.pt") if Path(path).is_dir() else Path(path)

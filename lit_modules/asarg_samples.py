@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -88,15 +88,17 @@ class AsargPreprocessor:
             arrays["features"] = found.numpy().astype(np.float16)
         if self.classes is not None:
             if study.masks is None:
-                raise DataFault(
-                    f"{study.id} has no segmentation masks: set data.masks, or fuse none (fusion.maps=none)"
-                )
-            if self.classes == "superclasses":
-                pooled = pooled_maps(study.masks, (), self.grid, self.frame, SUPERCLASSES)
-                arrays["maps"] = pooled["superclass_maps"]
-            else:
-                arrays["maps"] = pooled_maps(study.masks, NAMES[self.classes], self.grid, self.frame)["maps"]
+                advice = "give them (data.masks, --masks), or fuse none (model.fusion.maps=none)"
+                raise DataFault(f"{study.id} has no segmentation masks: {advice}")
+            arrays["maps"] = self.pooled(study.masks, NAMES[self.classes])
         return arrays
+
+    def pooled(self, masks: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+        """Maps of some of the classes that are fused, `(class, grid, grid)`, uint8; one without a mask is all 0."""
+        if self.classes == "superclasses":
+            groups = {name: SUPERCLASSES[name] for name in names}
+            return pooled_maps(masks, (), self.grid, self.frame, groups)["superclass_maps"]
+        return pooled_maps(masks, names, self.grid, self.frame)["maps"]
 
     def __call__(self, study: Study, arrays: Mapping[str, np.ndarray], rng: random.Random | None) -> dict[str, Any]:
         """One sample; in training one of the 33 questions is drawn, in evaluation it is the first."""
