@@ -22,6 +22,7 @@ def fit_for_a_moment(method: str, folder: Path) -> RunDirectory:
     before = set((folder / "runs").glob("*"))
     arguments = [f"data.root={folder}/data", "data.phantom=8", f"run.folder={folder}/runs", "trainer.max_epochs=1"]
     arguments += ["trainer.limit_train_batches=2", "trainer.check_val_every_n_epoch=1"]
+    arguments += ["data.global_batch_size=4", "data.micro_batch_size=4"]
     assert fit(["--method", method, *arguments]) == 0
     (path,) = set((folder / "runs").glob("*")) - before
     return RunDirectory(path)
@@ -32,7 +33,7 @@ def run(request, tmp_path_factory) -> RunDirectory:
     return fit_for_a_moment(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def tested_checkpoint(run: RunDirectory) -> Path:
+def chosen_checkpoint(run: RunDirectory) -> Path:
     return checkpoint_to_test(run, load(run.config).values["run"]["evaluate"])
 
 
@@ -41,7 +42,7 @@ def build(run: RunDirectory):
     config = load(run.config)
     model, data = config.build("model"), config.build("data")
     model.configure_model()
-    checkpoint = torch.load(tested_checkpoint(run), map_location="cpu", weights_only=True)
+    checkpoint = torch.load(chosen_checkpoint(run), map_location="cpu", weights_only=True)
     model.on_load_checkpoint(checkpoint)
     model.load_state_dict(checkpoint["state_dict"], strict=False)
     data.preprocessor = model.preprocessor()
