@@ -219,8 +219,15 @@ def test_a_batch_says_what_each_study_says_alone(beams: int) -> None:
             if weight.ndim > 1:
                 weight.mul_(6)
     studies = [film(seed, masks={"heart": MASKS["heart"], "lung": MASKS["lung"] * (seed % 2)}) for seed in range(4)]
-    together = model.generate(batch_of(model, *studies))
-    alone = [model.generate(batch_of(model, study))[0] for study in studies]
+    source = model.preprocessor()
+    samples = [source(study, source.arrays(study), random.Random(study.id)) for study in studies]
+    assert len({len(sample["prompt"]) for sample in samples}) > 2, "so that some are padded"
+    batch = source.collate(samples)
+    for row, sample in enumerate(samples):
+        assert batch["prompt"][row][batch["prompt_mask"][row] == 1].tolist() == sample["prompt"]
+        assert batch["tokens"][row][batch["mask"][row] == 1].tolist() == sample["tokens"]
+    together = model.generate(batch)
+    alone = [model.generate(source.collate([sample]))[0] for sample in samples]
     assert [report.raw for report in together] == [report.raw for report in alone]
     assert [report.study_id for report in together] == ["s0", "s1", "s2", "s3"]
     assert len({report.raw for report in together}) > 1
