@@ -60,7 +60,13 @@ NOT_SETTINGS = {
                 "model_registry", "use_distributed_sampler", "enable_checkpointing", "enable_autolog_hparams"},
     "log": {"folder"},
 }  # fmt: skip
-NARROWER = {"trainer": {"strategy": Literal["auto", "ddp", "zero2"], "accelerator": Literal["auto", "cpu", "gpu"]}}
+ZERO = ("zero2", "zero2_offload")  # strategies that share the optimizer's state out among the processes
+NARROWER = {
+    "trainer": {
+        "strategy": Literal["auto", "ddp", "zero2", "zero2_offload"],
+        "accelerator": Literal["auto", "cpu", "gpu"],
+    }
+}
 ACCUMULATION = (
     "accumulation follows from data.global_batch_size = data.micro_batch_size × accumulation × devices × nodes; "
     "set data.global_batch_size or data.micro_batch_size instead"
@@ -88,6 +94,16 @@ class Config:
     origins: dict[str, str]
     base: dict[str, dict[str, Any]]
     missing: tuple[str, ...] = ()
+
+    @property
+    def untrained(self) -> bool:
+        """Whether nothing is trained: the model is tested as it is built (zero-shot)."""
+        return self.values["trainer"]["max_epochs"] == 0
+
+    @property
+    def zero(self) -> bool:
+        """Whether the optimizer's state is shared out among the processes (ZeRO)."""
+        return self.values["trainer"]["strategy"] in ZERO
 
     def plain(self) -> dict[str, Any]:
         """What `config.yaml` and checkpoints hold; `load` reads it back."""

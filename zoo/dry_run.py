@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from lit_modules.report_generator import Requirement
 from zoo.config import Config
 from zoo.strategies import BUCKET
-from zoo.trainer import EffectiveBatch, data_needs, device_needs, effective_batch
+from zoo.trainer import EffectiveBatch, data_needs, device_count, device_needs, effective_batch
 
 GIB = 1024**3
 # Bytes that a transformer layer keeps for the backward pass, per token and hidden channel in 16 bit, without
@@ -23,13 +24,14 @@ KEPT, KEPT_CHECKPOINTED = 34, 2
 
 @dataclass(frozen=True)
 class Memory:
-    """An estimate of what one device holds, in bytes."""
+    """An estimate of what one device holds, in bytes, and, as `host`, its process in the machine's memory."""
 
     weights: int
-    gradients: int
-    optimizer: int
-    buckets: int
-    activations: int
+    gradients: int = 0
+    optimizer: int = 0
+    buckets: int = 0
+    activations: int = 0
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -73,26 +75,31 @@ def counts(model: nn.Module) -> tuple[int, int]:
 
 
 def estimate(model: nn.Module, config: Config, batch: EffectiveBatch) -> Memory:
-    """What one device holds in training.
+    """What one device holds in training; without training, the weights.
 
     AdamW keeps two fp32 moments; ZeRO-2 also an fp32 master copy, and spreads gradients and all of that over the
-    devices. Activations are those of the language model, the only part whose size a length decides.
+    devices. Offloaded, they lie in the machine's memory, with fp32 gradients, a copy of the weights on their way back
+    and, where several batches make a step, their sum so far; the device keeps room for the largest gradient.
+    Activations are those of the language model, the only part whose size a length decides.
     """
-    trainable, frozen = counts(model)
+    trained = [weight.numel() for weight in model.parameters() if weight.requires_grad]
+    trainable = sum(trained)
     half = "16" in str(config.values["trainer"]["precision"])
-    zero = config.values["trainer"]["strategy"] == "zero2"
+    zero = config.zero
     true_half = half and (zero or str(config.values["trainer"]["precision"]).endswith("true"))
     sizes = [(weight.numel(), 2 if true_half else weight.element_size()) for weight in model.parameters()]
     each = 2 if true_half else 4
     shares = batch.devices * batch.nodes if zero else 1
     buckets = 2 * min(BUCKET, trainable) * each if zero else 0
-    return Memory(
-        weights=sum(count * size for count, size in sizes),
-        gradients=trainable * each // shares,
-        optimizer=trainable * (12 if zero else 8) // shares,
-        buckets=buckets,
-        activations=_activations(model, config, batch.micro, 2 if half else 4),
-    )
+    weights = sum(count * size for count, size in sizes)
+    if config.untrained:
+        return Memory(weights)
+    activations = _activations(model, config, batch.micro, 2 if half else 4)
+    if config.values["trainer"]["strategy"] == "zero2_offload":
+        copies = 2 if batch.accumulation > 1 else 1
+        host = trainable * (16 + copies * each) // shares
+        return Memory(weights, buckets=buckets + max(trained, default=0) * each, activations=activations, host=host)
+    return Memory(weights, trainable * each // shares, trainable * (12 if zero else 8) // shares, buckets, activations)
 
 
 def _activations(model: nn.Module, config: Config, micro: int, size: int) -> int:
@@ -111,13 +118,18 @@ def _activations(model: nn.Module, config: Config, micro: int, size: int) -> int
 
 
 def memory_needs(config: Config, memory: Memory) -> list[Requirement]:
-    """GPUs of that size, where the settings ask for GPUs."""
+    """GPUs of that size, and the machine's memory beside them, where the settings ask for GPUs."""
     if config.values["trainer"]["accelerator"] != "gpu":
         return []
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
     need = f"about {memory.total / GIB:.1f} GiB on each of them"
     found = f"the smallest has {min(sizes) / GIB:.1f} GiB" if sizes else "there is none here"
-    return [Requirement(need, bool(sizes) and min(sizes) >= memory.total, found)]
+    needs = [Requirement(need, bool(sizes) and min(sizes) >= memory.total, found)]
+    if memory.host:
+        host, there = memory.host * device_count(config), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        need = f"about {host / GIB:.1f} GiB of the machine's memory"
+        needs.append(Requirement(need, there >= host, f"it has {there / GIB:.1f} GiB"))
+    return needs
 
 
 def _changes(config: Config) -> str:
@@ -130,6 +142,6 @@ def _memory_lines(memory: Memory) -> str:
     parts = {
         "weights": memory.weights, "gradients": memory.gradients, "optimizer states": memory.optimizer,
         "communication buckets": memory.buckets, "activations (rough)": memory.activations, "together": memory.total,
-    }  # fmt: skip
+    } | ({"and in the machine's": memory.host} if memory.host else {})  # fmt: skip
     unit, name_of_unit = (GIB, "GiB") if memory.total >= GIB else (GIB // 1024, "MiB")
     return "\n".join(f"  {name:<22}{size / unit:8.2f} {name_of_unit}" for name, size in parts.items())

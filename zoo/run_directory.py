@@ -50,10 +50,13 @@ def sync_folder(folder: Path) -> None:
 
 
 class RunDirectory:
-    """`runs/<method>-<recipe>-<time>/`.
+    """`runs/<method>-<recipe>-<time>/`; a run that trained nothing (`trainer.max_epochs=0`) has no `checkpoints/`.
 
     Attributes:
         path: The folder.
+        best: The checkpoint of the best validation, with the optimizer's state; a folder under ZeRO.
+        last: The same of the last step, to resume from.
+        tested: The weights that were tested, without the optimizer: what can be published.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +70,7 @@ class RunDirectory:
         self.gallery = path / "gallery.html"
         self.best = path / "checkpoints" / "best.ckpt"
         self.last = path / "checkpoints" / "last.ckpt"
+        self.tested = path / "checkpoints" / "tested.safetensors"
 
     @classmethod
     def create(cls, config: Config) -> RunDirectory:
@@ -111,8 +115,12 @@ def find_run(resume: str, config: Config) -> tuple[RunDirectory, Path] | None:
         `None` for `auto` where there is nothing to resume.
 
     Raises:
-        UsageError: There is no whole checkpoint there, or the configuration is not the run's.
+        UsageError: There is no whole checkpoint there, the configuration is not the run's, or it trains nothing.
     """
+    if config.untrained and resume == "auto":
+        return None
+    if config.untrained:
+        raise UsageError(f"{resume}: trainer.max_epochs=0 trains nothing, so nothing can go on; leave out --resume")
     found = next(_candidates(config), None) if resume == "auto" else _named(Path(resume))
     if found is not None:
         _compare(found[0], config)
@@ -145,6 +153,8 @@ def run_of(path: Path) -> RunDirectory:
 def _named(path: Path) -> tuple[RunDirectory, Path]:
     run = run_of(path)
     checkpoint = run.resumable() if run.path == path else path
+    if checkpoint is not None and checkpoint.name == run.tested.name:
+        raise UsageError(f"{path} holds weights alone, no optimizer; resume with {run.path}")
     if checkpoint is None or not is_complete(checkpoint):
         raise UsageError(f"{path}: no whole checkpoint there; begin the run anew, without --resume")
     return run, checkpoint
@@ -152,7 +162,7 @@ def _named(path: Path) -> tuple[RunDirectory, Path]:
 
 def _compare(run: RunDirectory, config: Config) -> None:
     changed = config.differences(load(run.config).values)
-    allowed = MAY_DIFFER if config.values["trainer"]["strategy"] == "zero2" else MAY_DIFFER + LAYOUT
+    allowed = MAY_DIFFER if config.zero else MAY_DIFFER + LAYOUT
     refused = {key: pair for key, pair in changed.items() if key not in allowed and key.split(".")[0] not in allowed}
     if refused:
         lines = "".join(f"\n       {key}: {there!r} in the run, {here!r} now" for key, (there, here) in refused.items())
@@ -171,8 +181,10 @@ def tested_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
     run = RunDirectory(place if is_run else place.resolve().parent.parent)
     if not run.config.is_file():
         raise DataFault(f"{place}: not a run folder nor a checkpoint inside one (no {run.config})")
-    tested = load(run.config).values["run"]["evaluate"]
-    checkpoint = run.checkpoint(tested) or run.checkpoint("last") if is_run else place
+    config = load(run.config)
+    checkpoint = run.checkpoint(config.values["run"]["evaluate"]) or run.checkpoint("last") if is_run else place
+    if checkpoint is None and config.untrained:
+        raise DataFault(f"{place}: trainer.max_epochs=0 trained nothing there, so there is no checkpoint; train a run")
     if checkpoint is None or not is_complete(checkpoint):
         raise DataFault(f"{place}: no whole checkpoint there; let zoo.fit finish an epoch first")
     return run, checkpoint

@@ -1,4 +1,6 @@
-"""How a fit is spread over devices: `auto`, `ddp`, `zero2` (DeepSpeed ZeRO stage 2, on GPUs and on CPU processes)."""
+"""How a fit is spread over devices: `auto`, `ddp`, `zero2` and `zero2_offload` (DeepSpeed ZeRO stage 2, on GPUs and on
+CPU processes; the latter with the optimizer's state and step on the CPU).
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,25 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
+from torch import Tensor
 
 from zoo.command import UsageError
+from zoo.config import ZERO
 from zoo.run_directory import COMPLETE, atomic_write, is_complete, sync_folder
 
 # Elements in one communication bucket. The authors' 1e9 reserves 1.86 GiB and ran out of memory on their 24 GB cards;
 # all of Reg2RG's 5.3e7 trainable weights fit into one of these.
 BUCKET = 50_000_000
+ZERO_WEIGHTS = Path("checkpoint", "mp_rank_00_model_states.pt")  # in a checkpoint: every process holds all weights
 
 
 def build_strategy(name: str, cpu: bool, bucket: int = BUCKET) -> str | Strategy:
-    """The strategy called `name` (`auto`, `ddp` or `zero2`) on GPUs or on CPU processes."""
+    """The strategy called `name` (`trainer.strategy`) on GPUs or on CPU processes."""
     if name == "ddp":
         return DDPStrategy(find_unused_parameters=False, process_group_backend="gloo" if cpu else None)
-    if name == "zero2":
-        return CpuZeroStrategy(bucket) if cpu else ZeroStrategy(bucket)
+    if name in ZERO:
+        offload = name == "zero2_offload"
+        return CpuZeroStrategy(bucket, offload) if cpu else ZeroStrategy(bucket, offload)
     return name
 
 
@@ -42,13 +48,39 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     Args:
         bucket: Elements in one communication bucket.
+        offload: Gradients, fp32 masters and AdamW's moments lie in the machine's memory, and the CPU makes the step
+            (ZeRO-Offload, Ren et al. 2021). It is the method's own optimizer that makes it: DeepSpeed's CPU Adam is
+            several times faster, but is compiled on first use and takes other steps (1e-4 apart).
     """
 
-    def __init__(self, bucket: int = BUCKET, **options: Any) -> None:
+    def __init__(self, bucket: int = BUCKET, offload: bool = False, **options: Any) -> None:
         super().__init__(
             stage=2, allgather_bucket_size=bucket, reduce_bucket_size=bucket, overlap_comm=True,
-            contiguous_gradients=True, logging_level=logging.ERROR, **options,
+            contiguous_gradients=True, offload_optimizer=offload, pin_memory=offload, logging_level=logging.ERROR,
+            **options,
         )  # fmt: skip
+        self.offload = offload
+        if offload:
+            config: Any = self.config
+            config["zero_force_ds_cpu_optimizer"] = False  # else it refuses all optimizers but its own
+
+    def backward(self, closure_loss: Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Offloaded, does what DeepSpeed 0.19.8 omits for a weight that not every batch of a step gives a gradient.
+
+        Left to itself it takes that of the step before for it, or drops what an earlier batch of the step gave it.
+        """
+        if not self.offload:
+            return super().backward(closure_loss, optimizer, *args, **kwargs)
+        engine, zero = self.deepspeed_engine, self.deepspeed_engine.optimizer
+        if engine.micro_steps % engine.gradient_accumulation_steps() == 0:
+            shares = [share.grad for share in zero.single_partition_of_fp32_groups]
+            for gradient in (*shares, *zero.accumulated_grads_in_cpu.values()):
+                gradient.zero_()
+        loss = super().backward(closure_loss, optimizer, *args, **kwargs)
+        if engine.is_gradient_accumulation_boundary():
+            zero._offload_accumulated_param_ids -= zero.norm_for_param_grads.keys()  # those that this batch left out
+            zero._finalize_cpu_offload_gradient_accumulation()
+        return loss
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Writes a folder beside the place, marks it complete, and exchanges the two by renaming."""
@@ -108,9 +140,9 @@ class ZeroStrategy(DeepSpeedStrategy):
 class CpuZeroStrategy(ZeroStrategy):
     """The same on CPU processes with gloo, to test without GPUs. Replaces the parts that insist on CUDA devices."""
 
-    def __init__(self, bucket: int = BUCKET) -> None:
+    def __init__(self, bucket: int = BUCKET, offload: bool = False) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        super().__init__(bucket, process_group_backend="gloo")
+        super().__init__(bucket, offload, process_group_backend="gloo")
 
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()

@@ -101,7 +101,7 @@ def test_every_error_is_reported_at_once_with_its_origin_and_a_suggestion(toy):
         "argument 'data.root=${oc.env:HOME}'": "write the value itself",
         "'loose'": "written key=value",
         "argument 'model=3'": "model is a section",
-        "argument 'trainer.strategy=deepspeed'": "['auto', 'ddp', 'zero2']",
+        "argument 'trainer.strategy=deepspeed'": "['auto', 'ddp', 'zero2', 'zero2_offload']",
         "argument 'model.net=4'": "model.net",
         "data.root is missing": "give data.root=",
     }

@@ -5,7 +5,7 @@ import resource
 import torch
 
 from zoo.config import compose
-from zoo.dry_run import GIB, counts, estimate
+from zoo.dry_run import GIB, Memory, counts, estimate
 from zoo.fit import main
 from zoo.trainer import effective_batch
 
@@ -60,3 +60,20 @@ def test_the_estimate_shares_what_zero2_shares(toy):
     assert (shared.weights, shared.gradients, shared.optimizer) == (8e6, 1e6, 6e6)
     assert shared.buckets == 4e6
     assert shared.total < one.total < GIB
+    settings += ["trainer.strategy=zero2_offload", "trainer.precision=bf16-true"]
+    offloaded = compose("toy", "phantom", (), settings)
+    host = estimate(model, offloaded, effective_batch(offloaded))
+    assert (host.weights, host.gradients, host.optimizer, host.host) == (8e6, 0, 0, 9e6)  # 12 + 4 + 2 bytes, halved
+    assert host.buckets == 6e6  # and the largest gradient
+    summed = compose("toy", "phantom", (), [*settings, "data.global_batch_size=8"])
+    assert estimate(model, summed, effective_batch(summed)).host == 10e6
+    zero_shot = compose("toy", "phantom", (), [*settings, "trainer.max_epochs=0"])
+    assert estimate(model, zero_shot, effective_batch(zero_shot)) == Memory(8e6)
+
+
+def test_offloading_asks_for_the_machines_memory(toy, capsys):
+    settings = ["trainer.accelerator=gpu", "trainer.devices=2", "trainer.strategy=zero2_offload"]
+    assert main(["--method", "toy", "--dry-run", *settings]) == 0
+    text = capsys.readouterr().out
+    assert "and in the machine's" in text
+    assert "✓ about 0.0 GiB of the machine's memory" in text

@@ -96,10 +96,18 @@ def test_other_settings_are_refused_by_name_and_harmless_ones_allowed(toy):
     assert (found.path.resolve(), checkpoint) == (run.path.resolve(), run.last)
 
 
-def test_zero_may_not_change_its_processes(toy):
-    run = made(compose("toy", "phantom", (), ["trainer.strategy=zero2", "trainer.devices=2"]), "last")
+@pytest.mark.parametrize("strategy", ["zero2", "zero2_offload"])
+def test_zero_may_not_change_its_processes(toy, strategy):
+    run = made(compose("toy", "phantom", (), [f"trainer.strategy={strategy}", "trainer.devices=2"]), "last")
     with pytest.raises(UsageError, match="trainer.devices: 2 in the run, 1 now"):
-        find_run(str(run.path), compose("toy", "phantom", (), ["trainer.strategy=zero2"]))
+        find_run(str(run.path), compose("toy", "phantom", (), [f"trainer.strategy={strategy}"]))
+
+
+def test_weights_without_optimizer_are_not_resumed(toy):
+    run = made(compose("toy", "phantom"), "last")
+    run.tested.touch()
+    with pytest.raises(UsageError, match=f"holds weights alone, no optimizer; resume with {run.path.resolve()}"):
+        find_run(str(run.tested), compose("toy", "phantom"))
 
 
 def test_a_path_that_is_no_run_is_explained(toy):
