@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Trains a method, tests the checkpoint that run.evaluate names, and leaves in runs/<method>-<recipe>-<time>/:
-config.yaml, provenance.json, metrics.csv, metrics.json, predictions.jsonl, gallery.html, checkpoints/{best,last}."""
+config.yaml, provenance.json, metrics.csv, metrics.json, predictions.jsonl, gallery.html, checkpoints/{best,last} to go
+on from, and checkpoints/tested.safetensors, the tested weights alone, where they take at most 1 GiB. With
+trainer.max_epochs=0 nothing is trained: the model is tested as it is built, and there are no checkpoints."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,22 +89,27 @@ def _fit(config: Config, resume: str | None) -> None:
         run = RunDirectory.create(config) if is_first_process() else RunDirectory(Path(config.values["run"]["folder"]))
     command.say(f"run folder {run.path}; effective batch {batch}")
     trainer = build_trainer(config, run, [config.build("metrics")])
-    trainer.fit(model, datamodule=data, ckpt_path=str(found[1]) if found else None, weights_only=True)
+    if config.untrained:
+        command.say("trainer.max_epochs=0: nothing is trained, the model is tested as it is built")
+    else:
+        trainer.fit(model, datamodule=data, ckpt_path=str(found[1]) if found else None, weights_only=True)
     _finish(trainer, model, data, config, run)
 
 
 def _finish(
     trainer: L.Trainer, model: ReportGenerator, data: ReportDataModule, config: Config, run: RunDirectory
 ) -> None:
-    """Tests the chosen checkpoint, and shows what came out."""
+    """Tests the chosen checkpoint, or the model as it is built, and shows what came out."""
     from zoo.gallery import write_gallery
     from zoo.loggers import close, log_text
     from zoo.metrics.table import show
-    from zoo.trainer import checkpoint_to_test
+    from zoo.trainer import checkpoint_to_test, write_tested
 
-    # Only the first process knows the run's folder.
-    chosen = str(checkpoint_to_test(run, config.values["run"]["evaluate"])) if trainer.is_global_zero else ""
-    trainer.test(model, data, ckpt_path=trainer.strategy.broadcast(chosen), weights_only=True, verbose=False)
+    chosen = None
+    if not config.untrained:  # only the first process knows the run's folder
+        found = str(checkpoint_to_test(run, config.values["run"]["evaluate"])) if trainer.is_global_zero else ""
+        chosen = trainer.strategy.broadcast(found)
+    trainer.test(model, data, ckpt_path=chosen, weights_only=True, verbose=False)
     if not trainer.is_global_zero:
         return
     if config.values["log"]["text"]:
@@ -111,6 +118,8 @@ def _finish(
     model.eval().to(trainer.strategy.root_device)  # the Trainer gives it back in training mode, without a device
     write_gallery(run.path, data, model.explain)
     show(json.loads(run.metrics.read_text(encoding="utf-8")))
+    if chosen is not None:
+        command.say(f"weights     {write_tested(run, Path(chosen), config)}")
     command.say(f"predictions {run.predictions}\ngallery     {run.gallery}\nmetrics     {run.metrics}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import warnings
@@ -15,6 +16,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from safetensors.torch import save
+from torch import Tensor
 
 from datamodules.report_datamodule import ReportDataModule
 from lit_modules.report_generator import Requirement
@@ -24,8 +27,8 @@ from zoo.command import EnvironmentFault, UsageError
 from zoo.config import Config
 from zoo.loggers import MetricsFile, build_loggers
 from zoo.provenance import Provenance
-from zoo.run_directory import RunDirectory
-from zoo.strategies import build_strategy
+from zoo.run_directory import RunDirectory, atomic_write
+from zoo.strategies import ZERO_WEIGHTS, build_strategy
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,13 @@ def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) 
     settings = dict(config.values["trainer"])
     here = config.build("run")
     batch = effective_batch(config)
+    metrics, provenance = MetricsFile(run, settings["log_every_n_steps"] or 1), Provenance(run, config)
     own: list[Callback] = [
-        StepSeeds(here.seed), *callbacks, MetricsFile(run, settings["log_every_n_steps"] or 1), WholeBatches(batch),
-        Provenance(run, config),
+        StepSeeds(here.seed), *callbacks, metrics, WholeBatches(batch), provenance,
         RunCheckpoints(run, config.plain(), here.monitor, here.mode, here.checkpoint_every),
     ]  # fmt: skip
+    if config.untrained:
+        own.append(Untrained(metrics, provenance))
     if settings["enable_progress_bar"] is not False:
         own.append(progress_bar())
     settings["strategy"] = build_strategy(settings["strategy"], on_cpu(config))
@@ -139,6 +144,17 @@ class WholeBatches(Callback):
                 f"{self.batch.accumulation}: lower data.global_batch_size (now {self.batch.total})"
             )
         trainer.limit_train_batches = whole
+
+
+class Untrained(Callback):
+    """Begins the records of a run that trains nothing when its test begins; those of others begin with the fit."""
+
+    def __init__(self, metrics: MetricsFile, provenance: Provenance) -> None:
+        self.metrics, self.provenance = metrics, provenance
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.provenance.on_fit_start(trainer, pl_module)
+        self.metrics.on_train_start(trainer, pl_module)
 
 
 NOISE = (
@@ -211,3 +227,43 @@ def checkpoint_to_test(run: RunDirectory, wanted: str) -> Path:
     if found is None:
         raise EnvironmentFault(f"no checkpoint in {run.path / 'checkpoints'}")
     return found
+
+
+TESTED_LIMIT = 1 << 30  # bytes
+
+
+def write_tested(run: RunDirectory, checkpoint: Path, config: Config) -> Path:
+    """Writes the weights of the checkpoint that was tested, without the optimizer, as `checkpoints/tested.safetensors`.
+
+    Its metadata name `method`, `recipe`, `config_hash`, `frozen_files` (JSON: prefix → the file that brings the rest)
+    and `tied` (JSON: a name that is left out → the name with the same tensor).
+
+    Returns:
+        Where the tested weights lie: that file, or the checkpoint where they take more than 1 GiB, which is not spent
+        twice.
+    """
+    file = checkpoint / ZERO_WEIGHTS if checkpoint.is_dir() else checkpoint
+    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if checkpoint.is_dir():
+        content["state_dict"] = {name: content["module"][name] for name in content["weight_names"]}
+    weights, tied = _untied(content["state_dict"])
+    if sum(weight.nbytes for weight in weights.values()) > TESTED_LIMIT:
+        return checkpoint
+    of_run = {"method": config.method, "recipe": config.recipe, "config_hash": config.hash()}
+    of_weights = {"frozen_files": json.dumps(content["frozen_files"]), "tied": json.dumps(tied)}
+    atomic_write(run.tested, save(weights, {"format": "pt", **of_run, **of_weights}))
+    return run.tested
+
+
+def _untied(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, under its first name, and each other name → that one."""
+    once: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, weight in weights.items():
+        owner = first.setdefault((weight.data_ptr(), weight.dtype, weight.shape, weight.stride()), name)
+        if owner == name or not weight.numel():  # all empty tensors lie at 0
+            once[name] = weight.contiguous()
+        else:
+            tied[name] = owner
+    return once, tied

@@ -59,7 +59,8 @@ def test_a_run_leaves_its_files_and_config_yaml_repeats_it(toy, capfd):
     (run,) = toy.glob("runs/*")
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert names == {"config.yaml", "provenance.json", "metrics.csv", "metrics.json", "predictions.jsonl",
-                     "per_study.csv", "gallery.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}  # fmt: skip
+                     "per_study.csv", "gallery.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+                     "checkpoints/tested.safetensors"}  # fmt: skip
     record = json.loads((run / "provenance.json").read_text())
     assert record["status"] == "done"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
