@@ -16,7 +16,7 @@ COMMANDS = [
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip() and not line.lstrip().startswith("#")
 ]
-EXAMPLES = re.compile(r"runs/|\.nii\.gz$|\.csv$|/path/to/")
+EXAMPLES = re.compile(r"runs/|\.nii\.gz$|\.png$|\.csv$|/path/to/")
 
 
 def test_the_readme_shows_commands() -> None:
