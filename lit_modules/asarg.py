@@ -217,11 +217,16 @@ class Asarg(ReportGenerator):
         Raises:
             FileNotFoundError: There is no such file.
             DataFault: It cannot be read.
-            SettingsFault: It is of another model, or was trained on top of another checkpoint.
+            SettingsFault: It is of another model.
         """
         file = _weights_file(path)
         if not file.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint, given as model.init_from")
+            why = (
+                "given as model.init_from"
+                if path == self.settings.init_from
+                else "which model.init_from was trained on"
+            )
+            raise FileNotFoundError(f"{path}: no such checkpoint, {why}")
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
             weights = checkpoint["module" if file != Path(path) else "state_dict"]
@@ -234,7 +239,7 @@ class Asarg(ReportGenerator):
             raise SettingsFault(f"{path} is of another model: {min(other or lacking)} does not fit")
         below = checkpoint.get("frozen_files", {}).get("llava.", self.settings.llava)
         if "llava.lm_head.weight" not in weights and below != self.settings.llava:
-            raise SettingsFault(f"{path} holds a projector alone, trained with {below}: begin from that")
+            self._begin_from(below)  # what this stage kept frozen came from the stage before it
         self.load_state_dict(weights, strict=False)
 
     # Training.

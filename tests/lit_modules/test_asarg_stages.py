@@ -82,13 +82,17 @@ def test_another_models_checkpoint_is_refused(stage_1, other: dict[str, Any], na
         small(**other, init_from=str(stage_1[0]))
 
 
-def test_a_projector_alone_begins_nothing_without_what_it_was_trained_on(stage_1, tmp_path: Path) -> None:
-    """Stage 2's checkpoint lacks the language model, which would stay LLaVA's own."""
-    torch.save(saved(small(trained="projector", init_from=str(stage_1[0]))), tmp_path / "stage_2.ckpt")
-    with pytest.raises(SettingsFault, match=r"stage_2.ckpt holds a projector alone, trained with .*best.ckpt: begin"):
-        small(init_from=str(tmp_path / "stage_2.ckpt"))
-    torch.save(saved(small(trained="projector")), tmp_path / "on_llava.ckpt")
-    small(init_from=str(tmp_path / "on_llava.ckpt"))
+def test_a_projector_alone_brings_what_it_was_trained_on(stage_1, tmp_path: Path) -> None:
+    """Stage 2's checkpoint lacks the language model: it comes from stage 1's, or nothing begins."""
+    second = small(trained="projector", init_from=str(stage_1[0]))
+    with torch.no_grad():
+        second.fusion.embed_maps.weight.add_(0.5)
+    torch.save(saved(second), tmp_path / "stage_2.ckpt")
+    third = small(trained="projector", init_from=str(tmp_path / "stage_2.ckpt"))
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in third.state_dict().items())
+    stage_1[0].unlink()
+    with pytest.raises(FileNotFoundError, match="best.ckpt: no such checkpoint, which model.init_from was trained on"):
+        small(trained="projector", init_from=str(tmp_path / "stage_2.ckpt"))
 
 
 def test_a_missing_or_broken_checkpoint_is_named(tmp_path: Path) -> None:
