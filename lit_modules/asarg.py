@@ -39,7 +39,7 @@ from lit_modules.nets.llava_prompt import LlavaPrompt
 from lit_modules.nets.lvm_med import PhantomResNet
 from lit_modules.nets.pooled_maps import Frame
 from lit_modules.nets.structures import FINDINGS, structures_in
-from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement, weights_file
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class Asarg(ReportGenerator):
             DataFault: It cannot be read.
             SettingsFault: It is of another model.
         """
-        file = _weights_file(path)
+        file = weights_file(Path(path))
         if not file.is_file():
             why = (
                 "given as model.init_from"
@@ -360,7 +360,7 @@ class Asarg(ReportGenerator):
         settings, needs = self.settings, []
         if settings.init_from:
             how = f"train the stage before, or set model.init_from=null (now {settings.init_from})"
-            there = _weights_file(settings.init_from).is_file()
+            there = weights_file(Path(settings.init_from)).is_file()
             needs.append(Requirement(Path(settings.init_from).name, there, how))
         if settings.llava != llava.PHANTOM:
             there = llava.llava_at_hand(settings.llava)
@@ -369,8 +369,3 @@ class Asarg(ReportGenerator):
             there = lvm_med.resnet_at_hand(settings.resnet)
             needs.append(Requirement(settings.resnet, there, lvm_med.how_to_get_resnet(settings.resnet)))
         return needs
-
-
-def _weights_file(path: str) -> Path:
-    """The file with a checkpoint's weights: itself, or the one for all processes in a ZeRO checkpoint, a folder."""
-    return Path(path, "checkpoint", "mp_rank_00_model_states.pt") if Path(path).is_dir() else Path(path)

@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
@@ -219,6 +220,16 @@ class ReportGenerator(L.LightningModule, ABC):
         parameters = self.named_parameters(remove_duplicate=False)  # a tied head has its key too
         frozen = {name for name, parameter in parameters if not parameter.requires_grad}
         return {key for key in self.state_dict() if not (key in frozen and key.startswith(from_files))}
+
+
+ZERO_WEIGHTS = Path("checkpoint", "mp_rank_00_model_states.pt")
+
+
+def weights_file(checkpoint: Path) -> Path:
+    """The file with a checkpoint's weights: itself, or, of ZeRO's, a folder, the one that every process's weights equal
+    (stage 2), under `module`.
+    """
+    return checkpoint / ZERO_WEIGHTS if checkpoint.is_dir() else checkpoint
 
 
 def _plain(value: Any) -> Any:

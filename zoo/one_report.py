@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 from datamodules.study import DataFault, Study
-from lit_modules.report_generator import Heatmap, Report, ReportGenerator
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator, weights_file
 from zoo.command import EnvironmentFault
 from zoo.config import Config
 from zoo.gallery import write_study_page
@@ -24,7 +24,6 @@ from zoo.run_directory import RunDirectory, atomic_write
 
 NOTICE = "Research use only; not a medical device. Do not share: may hold patient data."
 PHANTOM_NOTICE = "The model was trained on drawn patients (phantom): what it says about a real one means nothing."
-ZERO_WEIGHTS = Path("checkpoint", "mp_rank_00_model_states.pt")  # in ZeRO stage 2 each process holds all weights
 
 
 class Incomplete(Exception):
@@ -54,7 +53,7 @@ def load_checkpoint(model: ReportGenerator, path: Path) -> None:
     Raises:
         DataFault: It cannot be read, or is of another model.
     """
-    file = path / ZERO_WEIGHTS if path.is_dir() else path
+    file = weights_file(path)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         if path.is_dir():

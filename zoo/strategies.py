@@ -27,7 +27,6 @@ from zoo.run_directory import COMPLETE, atomic_write, is_complete, sync_folder
 # Elements in one communication bucket. The authors' 1e9 reserves 1.86 GiB and ran out of memory on their 24 GB cards;
 # all of Reg2RG's 5.3e7 trainable weights fit into one of these.
 BUCKET = 50_000_000
-ZERO_WEIGHTS = Path("checkpoint", "mp_rank_00_model_states.pt")  # in a checkpoint: every process holds all weights
 
 
 def build_strategy(name: str, cpu: bool, bucket: int = BUCKET) -> str | Strategy:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.report_datamodule import ReportDataModule
-from lit_modules.report_generator import Requirement
+from lit_modules.report_generator import Requirement, weights_file
 from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
 from zoo.callbacks.progress import progress_bar
 from zoo.command import EnvironmentFault, UsageError
@@ -28,7 +28,7 @@ from zoo.config import Config
 from zoo.loggers import MetricsFile, build_loggers
 from zoo.provenance import Provenance
 from zoo.run_directory import RunDirectory, atomic_write
-from zoo.strategies import ZERO_WEIGHTS, build_strategy
+from zoo.strategies import build_strategy
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,7 @@ def write_tested(run: RunDirectory, checkpoint: Path, config: Config) -> Path:
         Where the tested weights lie: that file, or the checkpoint where they take more than 1 GiB, which is not spent
         twice.
     """
-    file = checkpoint / ZERO_WEIGHTS if checkpoint.is_dir() else checkpoint
-    content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    content = torch.load(weights_file(checkpoint), map_location="cpu", weights_only=True, mmap=True)
     if checkpoint.is_dir():
         content["state_dict"] = {name: content["module"][name] for name in content["weight_names"]}
     weights, tied = _untied(content["state_dict"])

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from torch.nn.functional import mse_loss
 
 import zoo.trainer
+from lit_modules.report_generator import weights_file
 from tests.zoo.toy import ToyGenerator, fit
 from zoo.config import ZERO
-from zoo.strategies import ZERO_WEIGHTS, ZeroStrategy, build_strategy
+from zoo.strategies import ZeroStrategy, build_strategy
 
 TWO = ("trainer.devices=2", "data.phantom=16", "data.global_batch_size=8", "data.micro_batch_size=2",
        "trainer.gradient_clip_val=1.0")  # fmt: skip
@@ -65,7 +66,7 @@ def test_zero2_offloaded_or_not_trains_as_ddp_does_and_resumes(toy, forked, capf
         assert fit(*zero, "--resume", str(newest(toy))) == 0
         assert losses(toy) == pytest.approx(ddp, abs=1e-5)
         weights = load_file(checkpoints / "tested.safetensors")
-        module = torch.load(checkpoints / "best.ckpt" / ZERO_WEIGHTS, weights_only=True)["module"]
+        module = torch.load(weights_file(checkpoints / "best.ckpt"), weights_only=True)["module"]
         assert weights.keys() == module.keys()
         assert all(torch.equal(weights[name], module[name]) for name in module)
         capfd.readouterr()
