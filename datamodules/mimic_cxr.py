@@ -58,8 +58,8 @@ class MimicCXR(ReportDataModule):
             study of its own, named `<study>/<dicom_id>`, with the same report.
         resized: Copy the images with this shorter side (pixels) to `<root>/.resized-<n>` once and read these. `None`:
             the originals, of some 2500 × 3000 pixels.
-        masks: A folder of segmentation outputs, named by dicom_id; see `segmentation_files`. They keep the size of
-            their files, whatever `resized` says.
+        masks: A folder of segmentation outputs, named by dicom_id; see `segmentation_files`. Below `root`, where there
+            is such a folder. They keep the size of their files, whatever `resized` says.
         options: See `ReportDataModule`.
 
     Attributes:
@@ -145,7 +145,7 @@ class MimicCXR(ReportDataModule):
             return study, []
         try:
             shape = None if self.resized else grey.shape
-            return replace(study, masks=open_masks(Path(self.masks), image.stem, shape)), []
+            return replace(study, masks=open_masks(self._masks(self.masks), image.stem, shape)), []
         except DataFault as fault:
             return study, [Fault(study.id, str(fault), fatal=False)]
 
@@ -225,11 +225,16 @@ class MimicCXR(ReportDataModule):
         studies = []
         for radiograph in [min(group, key=lambda r: _PREFERRED.get(r.view, 2))] if one else group:
             files = {"image": folder / radiograph.folder / f"{radiograph.dicom}.jpg"}
-            if self.masks is not None and (masks := mask_file(Path(self.masks), radiograph.dicom)):
+            if self.masks is not None and (masks := mask_file(self._masks(self.masks), radiograph.dicom)):
                 files["masks"] = masks
             known = name if one else f"{name}/{radiograph.dicom}"
             studies.append(Study(known, radiograph.split, report=report, findings=findings, files=files))
         return studies
+
+    def _masks(self, given: str) -> Path:
+        """The folder of segmentation outputs: below `root`, or as it was given."""
+        below = self.root / given
+        return Path(given) if Path(given).is_dir() and not below.is_dir() else below
 
     def _report(self, radiograph: Radiograph) -> str:
         path = self.reports / f"{radiograph.folder}.txt"
