@@ -362,6 +362,16 @@ def test_masks_come_with_the_image(root, tmp_path):
     assert len(list(root.glob(".store/*"))) == 2  # neither undoes the other's work
 
 
+def test_masks_may_lie_below_the_root_or_in_the_working_directory(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for dicom in "cehi":
+        mask(tmp_path / "below", dicom, "heart", 5)
+    assert MimicCXR(str(root), masks="below").read(MimicCXR(str(root)).studies("train")[0]).masks["heart"].sum() == 5
+    for dicom in "cehi":
+        mask(root / "below", dicom, "heart", 9)
+    assert MimicCXR(str(root), masks="below").read(MimicCXR(str(root)).studies("train")[0]).masks["heart"].sum() == 9
+
+
 def test_masks_that_are_made_later_make_new_arrays(root, tmp_path):
     for dicom in "cehi":
         mask(tmp_path / "masks", dicom, "heart", 5)
