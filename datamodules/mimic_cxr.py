@@ -17,11 +17,13 @@ stands for what was taken out to protect the patient, stays. Its white space is 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from rich.progress import track
 
 from datamodules.faults import Fault
@@ -59,7 +61,8 @@ class MimicCXR(ReportDataModule):
         resized: Copy the images with this shorter side (pixels) to `<root>/.resized-<n>` once and read these. `None`:
             the originals, of some 2500 × 3000 pixels.
         masks: A folder of segmentation outputs, named by dicom_id; see `segmentation_files`. Below `root`, where there
-            is such a folder. They keep the size of their files, whatever `resized` says.
+            is such a folder. They keep the size of their files, whatever `resized` says. Or a function, written
+            `package.module:name`, that makes them: grey values `(row, column)` → class name → `{0, 1}` of that shape.
         options: See `ReportDataModule`.
 
     Attributes:
@@ -143,6 +146,8 @@ class MimicCXR(ReportDataModule):
         study = replace(study, image=grey)
         if self.masks is None:
             return study, []
+        if (segment := self._function()) is not None:
+            return replace(study, masks=segment(grey)), []
         try:
             shape = None if self.resized else grey.shape
             return replace(study, masks=open_masks(self._masks(self.masks), image.stem, shape)), []
@@ -225,7 +230,8 @@ class MimicCXR(ReportDataModule):
         studies = []
         for radiograph in [min(group, key=lambda r: _PREFERRED.get(r.view, 2))] if one else group:
             files = {"image": folder / radiograph.folder / f"{radiograph.dicom}.jpg"}
-            if self.masks is not None and (masks := mask_file(self._masks(self.masks), radiograph.dicom)):
+            in_files = self.masks is not None and ":" not in self.masks
+            if in_files and (masks := mask_file(self._masks(self.masks or ""), radiograph.dicom)):
                 files["masks"] = masks
             known = name if one else f"{name}/{radiograph.dicom}"
             studies.append(Study(known, radiograph.split, report=report, findings=findings, files=files))
@@ -235,6 +241,18 @@ class MimicCXR(ReportDataModule):
         """The folder of segmentation outputs: below `root`, or as it was given."""
         below = self.root / given
         return Path(given) if Path(given).is_dir() and not below.is_dir() else below
+
+    def _function(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]] | None:
+        """What makes the masks, where they come from no files."""
+        module, colon, name = (self.masks or "").partition(":")
+        if not colon:
+            return None
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise SettingsFault(
+                f"data.masks={self.masks}: no such function ({error}); write package.module:name"
+            ) from None
 
     def _report(self, radiograph: Radiograph) -> str:
         path = self.reports / f"{radiograph.folder}.txt"

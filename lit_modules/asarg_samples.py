@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +67,7 @@ class AsargPreprocessor:
         if self.resnet is not None:
             settings["resnet"] = weights_hash(_resnet(self.resnet, self.phantom_resnet))
         if self.classes is not None:
-            names = hashlib.sha256("\n".join(NAMES[self.classes]).encode()).hexdigest()[:16]
-            settings |= {"classes": self.classes, "names": names, "grid": self.grid, "frame": self.frame}
+            settings |= {"classes": list(NAMES[self.classes]), "grid": self.grid, "frame": self.frame}
         return settings
 
     def arrays(self, study: Study) -> dict[str, np.ndarray]:

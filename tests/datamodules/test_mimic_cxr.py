@@ -372,6 +372,20 @@ def test_masks_may_lie_below_the_root_or_in_the_working_directory(root, tmp_path
     assert MimicCXR(str(root), masks="below").read(MimicCXR(str(root)).studies("train")[0]).masks["heart"].sum() == 9
 
 
+def dark(grey):
+    """A segmentation tool of sorts."""
+    return {"lung": (grey < np.median(grey)).astype(np.uint8)}
+
+
+def test_masks_may_come_from_a_function(root):
+    data = MimicCXR(str(root), masks=f"{__name__}:dark")
+    study = data.read(data.studies("train")[0])
+    assert study.masks["lung"].shape == study.image.shape and "masks" not in study.files
+    for wrong in (f"{__name__}:light", "no_such_module:dark"):
+        with pytest.raises(SettingsFault, match=f"data.masks={wrong}: no such function"):
+            MimicCXR(str(root), masks=wrong).read(data.studies("train")[0])
+
+
 def test_masks_that_are_made_later_make_new_arrays(root, tmp_path):
     for dicom in "cehi":
         mask(tmp_path / "masks", dicom, "heart", 5)
