@@ -64,7 +64,7 @@ def build_resnet_config(resnet: str, phantom: PhantomResNet) -> Any:
         return ResNetConfig(embedding_size=sizes[0], hidden_sizes=sizes, depths=[1] * 4)
     if resnet.startswith("phantom:"):
         raise SettingsFault(f"resnet={resnet}: there is {PHANTOM}")
-    if resnet == LVM_MED or _is_file(resnet):
+    if resnet == LVM_MED or _names_a_file(resnet):
         return ResNetConfig()
     try:
         return ResNetConfig.from_pretrained(located(resnet))
@@ -89,7 +89,9 @@ def build_resnet(config: Any, resnet: str, phantom: PhantomResNet, dtype: torch.
             if not meta:
                 torch.manual_seed(phantom.seed)
             model = network(config)
-    elif _is_file(resnet):
+    elif _names_a_file(resnet):
+        if not _is_file(resnet):
+            raise _absent(resnet, FileNotFoundError())
         model = network(config)
         load_into(model, from_torchvision(read(resnet)), resnet)
     else:
@@ -132,13 +134,18 @@ def resnet_at_hand(resnet: str) -> bool:
 
 def how_to_get_resnet(resnet: str) -> str:
     """What to do when the weights of `resnet` are not at hand."""
-    if Path(resnet).is_absolute() or resnet.startswith((".", "checkpoints/")):
+    if Path(resnet).is_absolute() or resnet.startswith((".", "checkpoints/")) or _names_a_file(resnet):
         return "put lvmmed_resnet.torch there, as https://github.com/duyhominhnguyen/LVM-Med links it"
     return f"run `hf download {resnet}` while online, or set model.resnet to lvmmed_resnet.torch"
 
 
 def _is_file(resnet: str) -> bool:
     return Path(located(resnet)).is_file()
+
+
+def _names_a_file(resnet: str) -> bool:
+    """Whether a file is meant, which need not be there yet: a dry run asks for its configuration alone."""
+    return _is_file(resnet) or Path(resnet).suffix in (".torch", ".pth", ".pt", ".safetensors")
 
 
 def _absent(resnet: str, error: OSError) -> FileNotFoundError:

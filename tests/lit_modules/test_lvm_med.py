@@ -127,7 +127,7 @@ def test_a_folder_is_read_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FileNotFoundError, match="run `hf download someone/resnet` while online"):
         build_resnet_config("someone/resnet", SMALL)
     with pytest.raises(FileNotFoundError, match=r"put lvmmed_resnet\.torch there"):
-        build_resnet_config(str(tmp_path / "none.torch"), SMALL)
+        build_resnet(build_resnet_config(str(tmp_path / "none.torch"), SMALL), str(tmp_path / "none.torch"), SMALL)
 
 
 def test_sizes_and_the_phantom() -> None:
