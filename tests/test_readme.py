@@ -35,7 +35,7 @@ def test_make(command: str) -> None:
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "zoo." in command])
 def test_zoo(command: str, tmp_path: Path) -> None:
     module, *arguments = re.sub(r"^.*?-m (?=zoo\.)", "", command).split()
-    if module == "zoo.fit":
+    if module in ("zoo.fit", "zoo.study") and arguments:
         arguments.append("--dry-run")
     elif any(EXAMPLES.search(argument) for argument in arguments):  # the reader's own files
         arguments = ["--help"]
