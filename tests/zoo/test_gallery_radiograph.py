@@ -16,6 +16,7 @@ from PIL import Image
 from datamodules.study import Study
 from lit_modules.report_generator import Heatmap
 from zoo.gallery import Labeller, write_gallery
+from zoo.gallery.page import CROWD, Entry, study_section
 from zoo.gallery.radiograph import LONGEST_SIDE, draw_radiograph, with_heatmaps
 from zoo.gallery.slices import SUBPIXEL
 
@@ -63,6 +64,17 @@ def test_a_small_image_is_not_enlarged_and_masks_are_outlined_where_they_lie() -
     start, *moves = re.findall(r"-?\d+ -?\d+", drawn.outlines["lung"][0])
     points = np.cumsum([[int(n) for n in pair.split()] for pair in (start, *moves)], axis=0) / SUBPIXEL
     assert np.abs(np.r_[points.min(axis=0), points.max(axis=0)] - [5, 10, 15, 20]).max() <= 0.5
+
+
+@pytest.mark.parametrize(("count", "crowded"), [(2, False), (CROWD, False), (CROWD + 1, True)])
+def test_many_outlines_show_only_when_pointed_at(count: int, crowded: bool) -> None:
+    mask = np.zeros((500, 1400), np.uint8)
+    mask[100:200, 300:400] = 1
+    masks = {f"structure {number}": mask for number in range(count)}
+    drawn = draw_radiograph(study(boxes={}, masks=masks))
+    section = study_section(Entry(study(), "Clear."), drawn, list(masks), "study-0")
+    assert ('class="viewer radiograph crowded"' in section) is crowded
+    assert section.count("structure 0") >= 1
 
 
 def test_heatmap_is_clear_where_neutral_and_two_colours_apart_where_not() -> None:

@@ -21,6 +21,8 @@ PALETTE = (
 
 Drawn = Pictures | Radiograph
 
+CROWD = 8  # of more outlines on a radiograph, those alone show that are pointed at: CXAS has 159
+
 
 @dataclass(frozen=True)
 class RegionRow:
@@ -275,8 +277,9 @@ def _radiograph(drawn: Radiograph, number: Mapping[str, int], anchor: str) -> st
     switch = f'<fieldset class="heats"><legend>Heatmap</legend>{choices}</fieldset>' if drawn.layers else ""
     outlines = _outlines(drawn.outlines, number)
     view = f'viewBox="{_view_box(drawn.size)}" style="--label:{0.03 * SUBPIXEL * max(drawn.size):.0f}px"'
+    crowded = " crowded" if len(drawn.outlines) > CROWD else ""
     return (
-        f'<div class="viewer radiograph"><figure style="--ratio:{width / height:.4f}">'
+        f'<div class="viewer radiograph{crowded}"><figure style="--ratio:{width / height:.4f}">'
         f'<img src="{drawn.image}" width="{width}" height="{height}" loading="lazy" alt="radiograph">'
         f'<svg {view} preserveAspectRatio="none">{heat}{outlines}</svg></figure>{switch}'
         f"{''.join(_scale(layer, i) for i, layer in enumerate(drawn.layers))}{_keys(drawn, number)}</div>"
