@@ -273,7 +273,8 @@ class Asarg(ReportGenerator):
     def _rate(self, step: int) -> float:
         """Share of the learning rate at an optimiser step."""
         total = self.optimizer_steps()
-        warmup = math.ceil(self.settings.warmup_share * total)
+        # The optimizer asks for its first rate before the total is known: a warm-up has at least that one step.
+        warmup = max(bool(self.settings.warmup_share), math.ceil(self.settings.warmup_share * total))
         if step < warmup:
             return step / warmup
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))

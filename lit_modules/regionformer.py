@@ -257,9 +257,12 @@ class RegionFormer(ReportGenerator):
         """Share of the learning rate at an optimiser step."""
         total = self.optimizer_steps()
         share = self.settings.warmup_share
-        warmup = self.settings.warmup_steps if share is None else round(share * total)
+        # The optimizer asks for its first rate before the total is known: a warm-up has at least that one step.
+        warmup = self.settings.warmup_steps if share is None else max(bool(share), round(share * total))
         if step < warmup:
             return step / warmup
+        if step == 0:
+            return 1.0
         return max(0.0, (total - step) / max(1, total - warmup))
 
     # Reports.

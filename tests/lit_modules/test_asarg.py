@@ -125,6 +125,8 @@ def test_the_rate_is_llavas(steps: int) -> None:
     theirs = get_cosine_schedule_with_warmup(optimizer, -(-3 * steps // 100), steps).lr_lambdas[0]
     assert rates == pytest.approx([theirs(step) for step in range(steps + 1)])
     assert rates[0] == 0 and max(rates) == 1 and rates[-1] == pytest.approx(0)
+    model._trainer.num_training_batches = float("inf")  # as it is when the optimizer is built
+    assert model._rate(0) == 0
 
 
 # What it is given.

@@ -288,6 +288,15 @@ def test_a_fixed_warm_up_never_ends_in_a_small_subset_and_a_share_does() -> None
     assert max(full) == 1.0 and full.index(1.0) == 500 and full[-1] == 0.0 and full[2070] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(("settings", "first"), [({}, 0), ({"warmup_share": 0.1}, 0), ({"warmup_steps": 0}, 1)])
+def test_the_first_rate_is_right_before_the_number_of_steps_is_known(settings: dict, first: float) -> None:
+    model = small(**settings)
+    model._trainer = SimpleNamespace(
+        num_training_batches=float("inf"), max_epochs=1, max_steps=-1, accumulate_grad_batches=1
+    )
+    assert model._rate(0) == first
+
+
 # Checkpoints.
 
 
