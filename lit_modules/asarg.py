@@ -34,37 +34,12 @@ from datamodules.study import DataFault, SettingsFault, Study
 from lit_modules.asarg_samples import NAMES, AsargPreprocessor, Classes
 from lit_modules.nets import backbones, llava, lvm_med
 from lit_modules.nets.clip_image import PhantomCLIP, view_frame
-from lit_modules.nets.feature_fusion import FeatureFusion, FusionSettings
+from lit_modules.nets.feature_fusion import FeatureFusion, Fusion, FusionSettings
 from lit_modules.nets.llava_prompt import LlavaPrompt
 from lit_modules.nets.lvm_med import PhantomResNet
 from lit_modules.nets.pooled_maps import Frame
 from lit_modules.nets.structures import FINDINGS, structures_in
 from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement, weights_file
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """What is fused and how; see `nets.feature_fusion.FusionSettings`, whose sizes follow from the networks.
-
-    Attributes:
-        features: How LVM-Med's features come in (Table 1): `none` is LLaVA itself.
-        maps: Whether the maps come in (eq. 12).
-        depth: Tokens of the class embedding (§3.3).
-        alpha: Where α of equation 8 starts; the paper's two values are lost.
-        map_tokens: Reading of equation 11.
-        maps_partner: Reading of equation 10.
-        keep_mix: Reading of equation 12.
-        adain_content: Reading of equation 5.
-    """
-
-    features: Literal["none", "replace", "mix", "add", "concat"] = "concat"
-    maps: Literal["none", "concat"] = "concat"
-    depth: int = 256
-    alpha: float = 0.0
-    map_tokens: Literal["width", "spatial"] = "width"
-    maps_partner: Literal["features", "mixed"] = "features"
-    keep_mix: bool = True
-    adain_content: Literal["features", "classes"] = "features"
 
 
 @dataclass(frozen=True)
@@ -98,7 +73,7 @@ class Asarg(ReportGenerator):
         phantom_clip: Size of its CLIP.
         resnet: LVM-Med's ResNet-50, see `nets.lvm_med`. Frozen; its features are stored.
         phantom_resnet: Size of `phantom:resnet`.
-        fusion: See `Fusion`.
+        fusion: What is fused and how, see `nets.feature_fusion.Fusion`.
         classes: Whose maps: the `paper`'s 212, the 159 that `cxas` gives out, or 20 `superclasses` (§4.1.2).
         grid: Rows and columns of a pooled map.
         frame: What a map's grid covers, see `nets.pooled_maps`.

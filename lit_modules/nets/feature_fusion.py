@@ -34,43 +34,53 @@ EPS = 1e-5  # of AdaIN's standard deviation
 
 
 @dataclass(frozen=True)
-class FusionSettings:
-    """What is fused and how; the defaults are the paper's sizes with LLaVA-1.5 and LVM-Med's ResNet-50.
+class Fusion:
+    """What is fused and how; the defaults are the paper's, with maps.
 
     Attributes:
-        features: How the image features come in (§3.3); `none` is LLaVA itself.
+        features: How the image features come in (§3.3, Table 1); `none` is LLaVA itself.
         maps: Whether segmentation maps come in, as further tokens (eq. 12).
-        width: Width of CLIP's tokens, which is the projector's input.
-        image_tokens: CLIP's tokens of an image.
         depth: Tokens of the class embedding (§3.3: 256). Equation 5 names a 1D convolution that brings them to
             `image_tokens`; without one equations 7 and 8 do not fit together, so it stands there too. It is left out
             where the two are equal.
-        feature_dim: Length of the feature vector.
-        classes: Segmentation classes: 212, or 20 superclasses (§4.1.2).
-        grid: Rows and columns of a pooled map.
         alpha: Where α of equation 8 starts; the paper's two values are lost. At 0 the first step moves α alone.
-        map_tokens: `width`: a class's map is laid out along the width and the convolution makes `depth` tokens of the
-            classes; fits the budgets. `spatial`: it makes the width of the classes, and each cell is a token.
-        maps_partner: The "global features" that meet the maps in equation 10: F', or f_mix (`mixed`).
-        keep_mix: Keep f_mix beside f_seg in equation 12; without it, f_seg takes its place.
-        adain_content: Whose values AdaIN keeps, those of F' (C gives the statistics) or those of C (F' gives them).
-            Statistics are over the width, by token. Either way next to nothing of the image is left, as in the paper,
-            where this variant "does not converge".
+        map_tokens: Reading of equation 11. `width`: a class's map is laid out along the width and the convolution makes
+            `depth` tokens of the classes; fits the budgets. `spatial`: it makes the width of the classes, and each cell
+            is a token.
+        maps_partner: Reading of equation 10: the "global features" that meet the maps, F', or f_mix (`mixed`).
+        keep_mix: Reading of equation 12: keep f_mix beside f_seg; without it, f_seg takes its place.
+        adain_content: Reading of equation 5: whose values AdaIN keeps, those of F' (C gives the statistics) or those of
+            C (F' gives them). Statistics are over the width, by token. Either way next to nothing of the image is left,
+            as in the paper, where this variant "does not converge".
     """
 
     features: Literal["none", "replace", "mix", "add", "concat"] = "concat"
-    maps: Literal["none", "concat"] = "none"
-    width: int = 1024
-    image_tokens: int = 576
+    maps: Literal["none", "concat"] = "concat"
     depth: int = 256
-    feature_dim: int = 2048
-    classes: int = 212
-    grid: int = 32
     alpha: float = 0.0
     map_tokens: Literal["width", "spatial"] = "width"
     maps_partner: Literal["features", "mixed"] = "features"
     keep_mix: bool = True
     adain_content: Literal["features", "classes"] = "features"
+
+
+@dataclass(frozen=True)
+class FusionSettings(Fusion):
+    """A fusion with the sizes of the networks that it joins; the defaults are LLaVA-1.5's and LVM-Med's ResNet-50's.
+
+    Attributes:
+        width: Width of CLIP's tokens, which is the projector's input.
+        image_tokens: CLIP's tokens of an image.
+        feature_dim: Length of the feature vector.
+        classes: Segmentation classes: 212, or 20 superclasses (§4.1.2).
+        grid: Rows and columns of a pooled map.
+    """
+
+    width: int = 1024
+    image_tokens: int = 576
+    feature_dim: int = 2048
+    classes: int = 212
+    grid: int = 32
 
     @property
     def added_tokens(self) -> int:

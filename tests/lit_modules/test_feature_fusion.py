@@ -11,7 +11,8 @@ from lit_modules.nets.feature_fusion import FeatureFusion, FusionSettings
 
 LLAVA = 7_062_902_784  # parameters of LLaVA-1.5-7B
 RESNET = 25_557_032  # of LVM-Med's ResNet-50, with its head
-SMALL = FusionSettings(width=16, image_tokens=9, depth=4, feature_dim=6, classes=5, grid=4)
+SMALL = FusionSettings(maps="none", width=16, image_tokens=9, depth=4, feature_dim=6, classes=5, grid=4)
+FEATURES = FusionSettings(maps="none")
 BATCH = 3
 
 
@@ -41,7 +42,7 @@ def naive_mix(fusion: FeatureFusion, features: Tensor) -> Tensor:
 
 def count(**changes: Any) -> int:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in FeatureFusion(FusionSettings(**changes)).parameters())
+        return sum(parameter.numel() for parameter in FeatureFusion(replace(FEATURES, **changes)).parameters())
 
 
 # The paper's budgets (§5): +0.06 % for features, +0.09 % with maps, +0.43 % with the features' network.
@@ -68,7 +69,7 @@ def count(**changes: Any) -> int:
 )
 def test_sizes(changes: dict[str, Any], parameters: int, tokens: int) -> None:
     assert count(**changes) == parameters
-    settings = FusionSettings(**changes)
+    settings = replace(FEATURES, **changes)
     assert settings.image_tokens + settings.added_tokens == tokens
     with torch.device("meta"):
         image, features, maps = torch.empty(2, 576, 1024), torch.empty(2, 2048), torch.empty(2, settings.classes, 1, 1)

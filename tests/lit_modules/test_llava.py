@@ -27,8 +27,8 @@ from lit_modules.nets.llava import (
 
 TEXT = PhantomSize(hidden=48, layers=2, heads=4, mlp=64, positions=256)
 EYES = PhantomCLIP(hidden=36, layers=3, heads=4, mlp=48, patch=8, image=32, dim=8)
-SETTINGS = FusionSettings(maps="concat", width=36, image_tokens=16, depth=4, feature_dim=6, classes=5, grid=6)
-PLAIN = FusionSettings(features="none", width=36, image_tokens=16)
+SETTINGS = FusionSettings(width=36, image_tokens=16, depth=4, feature_dim=6, classes=5, grid=6)
+PLAIN = FusionSettings(features="none", maps="none", width=36, image_tokens=16)
 WORDS, BATCH = 90, 3
 DECODING = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
 
@@ -242,7 +242,7 @@ def test_the_published_sizes_need_no_download(name: str, parameters: int, monkey
         llava = build_llava(config, name, torch.bfloat16, TEXT)
         assert sum(weight.numel() for weight in llava.parameters()) == parameters
         if name == ORIGINAL:
-            for settings, length in ((FusionSettings(), 832), (FusionSettings(maps="concat"), 1088)):
+            for settings, length in ((FusionSettings(maps="none"), 832), (FusionSettings(), 1088)):
                 fused = FeatureFusion(settings)
                 one = encode(
                     llava, fused, torch.empty(1, 3, 336, 336), torch.empty(1, 2048), torch.empty(1, 212, 32, 32)
