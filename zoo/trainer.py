@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -235,8 +236,9 @@ TESTED_LIMIT = 1 << 30  # bytes
 def write_tested(run: RunDirectory, checkpoint: Path, config: Config) -> Path:
     """Writes the weights of the checkpoint that was tested, without the optimizer, as `checkpoints/tested.safetensors`.
 
-    Its metadata name `method`, `recipe`, `config_hash`, `frozen_files` (JSON: prefix → the file that brings the rest)
-    and `tied` (JSON: a name that is left out → the name with the same tensor).
+    Its metadata name `method`, `recipe`, `config_hash`, `frozen_files` (JSON: prefix → what brings the rest; of a file
+    on this machine its name and sha256, for its path is nobody else's) and `tied` (JSON: a name that is left out → the
+    name with the same tensor).
 
     Returns:
         Where the tested weights lie: that file, or the checkpoint where they take more than 1 GiB, which is not spent
@@ -249,9 +251,22 @@ def write_tested(run: RunDirectory, checkpoint: Path, config: Config) -> Path:
     if sum(weight.nbytes for weight in weights.values()) > TESTED_LIMIT:
         return checkpoint
     of_run = {"method": config.method, "recipe": config.recipe, "config_hash": config.hash()}
-    of_weights = {"frozen_files": json.dumps(content["frozen_files"]), "tied": json.dumps(tied)}
+    frozen = {prefix: _without_path(source) for prefix, source in content["frozen_files"].items()}
+    of_weights = {"frozen_files": json.dumps(frozen), "tied": json.dumps(tied)}
     atomic_write(run.tested, save(weights, {"format": "pt", **of_run, **of_weights}))
     return run.tested
+
+
+def _without_path(source: str) -> str:
+    """A hub id, a phantom or a folder of the project as it is; of anything else that lies here its name and hash."""
+    path = Path(source)
+    if source.startswith("checkpoints/") or not path.exists():
+        return source
+    file = weights_file(path)
+    if not file.is_file():
+        return path.name
+    with file.open("rb") as opened:
+        return f"{path.name} sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _untied(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

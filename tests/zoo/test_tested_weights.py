@@ -1,5 +1,6 @@
 """`checkpoints/tested.safetensors`: the tested weights alone, each tensor once, whole or not at all."""
 
+import hashlib
 import json
 
 import pytest
@@ -57,6 +58,17 @@ def test_tied_weights_are_kept_once_and_parts_of_one_storage_each(run):
     assert json.loads(told["tied"]) == {"head.weight": "words.weight"}
     assert kept.keys() == weights.keys() - {"head.weight"}
     assert all(torch.equal(kept[name], weights[name]) for name in kept)
+
+
+def test_what_a_file_of_this_machine_brings_is_named_by_its_content(run, tmp_path):
+    stage = tmp_path / "jane" / "best.ckpt"
+    stage.parent.mkdir()
+    stage.write_bytes(b"stage 1")
+    frozen = {"llava.": str(stage), "clip.": str(stage.parent), "llm.": "gpt2", "own.": "checkpoints/phantom-gpt2"}
+    told = metadata(write_tested(run, checkpoint(run, {"w": torch.ones(1)}, frozen), compose("toy", "phantom")))
+    kept = json.loads(told["frozen_files"])
+    assert kept["llava."] == f"best.ckpt sha256:{hashlib.sha256(b'stage 1').hexdigest()}"
+    assert [kept[key] for key in ("clip.", "llm.", "own.")] == ["jane", "gpt2", "checkpoints/phantom-gpt2"]
 
 
 def test_what_is_large_lies_once_in_the_checkpoint(run, monkeypatch):
