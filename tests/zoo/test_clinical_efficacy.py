@@ -141,6 +141,22 @@ def test_test_writes_and_logs_everything(tmp_path):
     assert "nearest_training_report" not in result["baselines"]  # not a phantom
 
 
+def test_patients_reach_the_lines_and_the_intervals(tmp_path):
+    class OfPatients(FewStudies):
+        def patient_of(self, study):
+            return None if study.id == "4" else f"p{int(study.id) // 2}"
+
+    module = OfPatients(str(tmp_path), store=None, eval_batch_size=2)
+    module.preprocessor = Texts()
+    trainer(tmp_path, callbacks=[ClinicalEfficacy()]).test(Parrot(), module, verbose=False)
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [line.get("patient") for line in lines] == ["p0", "p0", "p1", "p1", None]
+    table = read_table(tmp_path / "per_study.csv")
+    assert table.clusters.tolist() == table.columns["patient"].tolist() == [0, 0, 1, 1, 2]
+    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert result["provenance"]["intervals"]["method"] == "percentile bootstrap over patients"
+
+
 def test_the_same_predictions_give_the_same_file(tmp_path):
     files = []
     for name in ("a", "b"):

@@ -163,6 +163,37 @@ def test_examinations_are_scored_as_one_report_each():
     assert result["provenance"]["intervals"]["method"] == "percentile bootstrap over examinations"
 
 
+def test_studies_of_one_patient_are_drawn_together():
+    """Three studies of each of two patients, one always right, the other never: a resample has all three or none."""
+    said = [(f"{name}{number}", name, text) for name, text in (("a", "Clear."), ("b", "")) for number in range(3)]
+    lines = [
+        {"id": study, "patient": name, "reference": "Clear.", "prediction": text, "regions": []}
+        for study, name, text in said
+    ]
+    result = run_metrics(lines, Scoring("overlay", (), label))
+    assert result["metrics"]["rouge_1"]["ci95"] == [0.0, 1.0]
+    assert result["metrics"]["bleu_1"]["ci95"] == [0.0, 1.0]
+    assert result["per_study"]["patient"] == [0, 0, 0, 1, 1, 1]
+    assert result["provenance"]["intervals"]["method"] == "percentile bootstrap over patients"
+    assert "examinations" not in result
+    apart = run_metrics([{**line, "patient": line["id"]} for line in lines], Scoring("overlay", (), label))
+    assert apart["metrics"]["rouge_1"]["ci95"] == [pytest.approx(1 / 6), pytest.approx(5 / 6)]
+    assert apart["provenance"]["intervals"]["method"] == "percentile bootstrap over studies"
+    assert "patient" not in apart["per_study"]
+
+
+def test_patients_hold_the_examinations_together():
+    lines = [{**line, "patient": "p" if line["examination"] < "c" else "q"} for line in sentences()]
+    result = run_metrics(lines, Scoring("regionformer", (), label))
+    assert result["per_study"]["patient"] == [0, 0, 0, 0, 1, 1]
+    assert "examination" not in result["per_study"]
+    assert result["examinations"]["n"] == 3
+    first, second = (5 / 6 + 1 + 1 + 1 / 3) / 4, (0 + 1) / 2  # ROUGE-L of either patient's sentences
+    assert result["metrics"]["rouge_l"]["ci95"] == pytest.approx([second, first])
+    unknown = run_metrics([{**line, "patient": "p"} for line in lines], Scoring("regionformer", (), label))
+    assert unknown["metrics"]["rouge_l"]["ci95"] is None, "of one patient there is nothing to draw from"
+
+
 def test_studies_that_are_examinations_have_neither_groups_nor_examinations():
     result = run_metrics(lines(), SCORING, baselines())
     assert not {"groups", "examinations"} & {*result, *result["baselines"]["always_normal"]}

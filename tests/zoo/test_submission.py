@@ -29,8 +29,8 @@ SAID = {  # id → what the reference and the method say of heart and lung
 }
 
 
-def make_run(folder: Path, **changed: Any) -> Path:
-    """A finished run's folder, scored by the real engine."""
+def make_run(folder: Path, patients: str = "", **changed: Any) -> Path:
+    """A finished run's folder, scored by the real engine; by choice with a letter for each study's patient."""
     lines = []
     for study, (reference, prediction) in SAID.items():
         rows = zip(REGIONS, reference, prediction, strict=True)
@@ -46,6 +46,8 @@ def make_run(folder: Path, **changed: Any) -> Path:
                 "regions": regions,
             }
         )
+
+    lines = [line | {"patient": name} for line, name in zip(lines, patients, strict=True)] if patients else lines
 
     def label(text: str) -> frozenset[str]:
         return frozenset(name for name in ("nodule", "large") if name in text)
@@ -124,6 +126,17 @@ def test_no_text_no_id_and_no_path_of_the_run_is_in_it(run: Path, submission: Pa
         next(file)
         ids = [row["id"] for row in csv.DictReader(file)]
     assert ids == [hashlib.sha256(study.encode()).hexdigest()[:16] for study in SAID]
+
+
+def test_the_patients_of_a_run_prove_its_intervals(run: Path, submission: Path, tmp_path: Path) -> None:
+    shared = add_run(make_run(tmp_path / "shared", patients="pqqp"), tmp_path / "leaderboard")
+    assert check(shared)[0] == []
+    header, *rows = (shared / "per_study.csv").read_text().splitlines()[1:]
+    place = header.split(",").index("patient")
+    assert [row.split(",")[place] for row in rows] == ["0", "1", "1", "0"]
+    alone, clustered = (json.loads((at / "submission.json").read_text())["metrics"] for at in (submission, shared))
+    assert clustered["bleu_1"]["value"] == alone["bleu_1"]["value"]
+    assert clustered["bleu_1"]["ci95"] != alone["bleu_1"]["ci95"]
 
 
 def test_absent_metrics_keep_their_reason_in_one_word(submission: Path) -> None:

@@ -206,8 +206,9 @@ def _line(study: Study, said: Said, data: ReportDataModule, label: Any) -> dict[
         "findings": None if label is None else sorted(label(reference)),
         "split": study.split,
     }
-    group, examination = data.group_of(study), data.examination_of(study)
+    group, examination, patient = data.group_of(study), data.examination_of(study), data.patient_of(study)
     line |= {} if group is None else {"group": group}
+    line |= {} if patient is None else {"patient": patient}
     return line | ({} if examination == study.id else {"examination": examination})
 
 

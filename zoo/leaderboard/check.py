@@ -196,9 +196,9 @@ def _files(folder: Path, content: Mapping[str, Any]) -> list[str]:
 
 
 def _table_faults(content: Mapping[str, Any], table: StudyTable, rules: Protocol) -> Iterator[str]:
-    from zoo.metrics.per_study import EXAMINATION, statistics_columns
+    from zoo.metrics.per_study import UNITS, statistics_columns
 
-    known = {EXAMINATION, *rules.metrics}
+    known = {*UNITS, *rules.metrics}
     for metric in rules.metrics.values():
         known |= set(statistics_columns(metric.corpus)) if metric.corpus else set()
     strange = [column for column in table.columns if column not in known]
@@ -223,7 +223,7 @@ def _figure_faults(content: Mapping[str, Any], table: StudyTable) -> Iterator[st
     keys, n, start = table.keys(), len(table.ids), 0
     provable = {key: table.metric(key) for key in keys}
     tables = [statistics for statistics, _ in provable.values()]
-    drawn = resample(np.concatenate(tables, axis=1), table.examinations) if tables else None
+    drawn = resample(np.concatenate(tables, axis=1), table.clusters) if tables else None
     for key, (statistics, aggregate) in provable.items():
         columns = slice(start, start + statistics.shape[1])
         start = columns.stop

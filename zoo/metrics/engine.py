@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -19,7 +19,7 @@ from datamodules.study import DataFault
 from zoo.metrics import DEFAULT_PROTOCOL
 from zoo.metrics.labels import class_figures
 from zoo.metrics.pairs import MetricUnavailable, Pairs, Score, Tools
-from zoo.metrics.per_study import EXAMINATION, columns_of
+from zoo.metrics.per_study import UNITS, Clusters, columns_of
 from zoo.metrics.protocols import PROTOCOLS, Metric, Protocol
 from zoo.metrics.significance import RESAMPLES, Aggregate, bootstrap_ci, mean, resample
 from zoo.metrics.weights import sha256_of
@@ -31,7 +31,7 @@ def evaluate(
     ids: Sequence[str],
     protocol: str | Protocol = DEFAULT_PROTOCOL,
     *,
-    examinations: Sequence[Hashable] | None = None,
+    clusters: Clusters | None = None,
     cheap: bool = False,
     resamples: int = RESAMPLES,
     per_study: bool = False,
@@ -45,8 +45,8 @@ def evaluate(
         predictions: The predicted reports, raw. An empty one scores 0 and is counted.
         ids: The studies' ids, unique.
         protocol: A key of `PROTOCOLS`, or a protocol.
-        examinations: The examination that each study is a part of, where some are of the same one: intervals then
-            resample examinations, and `per_study` numbers them in its column `examination`.
+        clusters: The studies' patients or examinations, where some share one: intervals then resample these, and
+            `per_study` numbers them in the column of their name.
         cheap: Leave out the metrics that are not worth their time at every validation.
         resamples: Bootstrap resamples behind each 95 % interval; 0 makes none.
         per_study: Add `per_study`: the columns of a `per_study.StudyTable`, in the order of `ids`.
@@ -83,18 +83,17 @@ def evaluate(
                 skipped[key] = outcome
             bar.advance(task)
     table = {name: column for key in scores for name, column in columns_of(key, chosen[key], scores[key]).items()}
-    if examinations is not None:
-        places = {name: place for place, name in enumerate(dict.fromkeys(examinations))}
-        table = {EXAMINATION: np.array([places[name] for name in examinations])} | table
+    if clusters is not None:
+        table = {clusters.unit: clusters.numbers()} | table
     result: dict[str, Any] = {
         "protocol": rules.id,
         "version": rules.version,
         "n": len(ids),
         "n_empty_predictions": sum(not rules.prepare(text) for text in predictions),
-        "metrics": summaries(scores, rules, resamples, examinations),
+        "metrics": summaries(scores, rules, resamples, clusters),
         "classes": _classes(scores, rules),
         "skipped": skipped,
-        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples, examinations)
+        "provenance": provenance(rules, zip(ids, references, predictions, strict=True), resamples, clusters)
         | {"weights": {name: sha256_of(path) for name, path in sorted(tools.used.items())}},
     }
     return result | ({"per_study": {name: column.tolist() for name, column in table.items()}} if per_study else {})
@@ -136,7 +135,7 @@ def summaries(
     scores: dict[str, Score],
     protocol: Protocol,
     resamples: int = 0,
-    examinations: Sequence[Hashable] | None = None,
+    clusters: Clusters | None = None,
 ) -> dict[str, Any]:
     """Each metric's entry: its value, 95 % interval, standard deviation over studies, overall value, and protocol."""
     corpora = {key: protocol.metrics[key].corpus for key in scores}
@@ -145,7 +144,7 @@ def summaries(
     n = len(next(iter(tables.values()))) if tables else 0
     drawn = None
     if tables and resamples:
-        drawn = resample(np.concatenate(list(tables.values()), axis=1), examinations, resamples)
+        drawn = resample(np.concatenate(list(tables.values()), axis=1), clusters.names if clusters else None, resamples)
     if drawn is not None:
         ends = np.cumsum([table.shape[1] for table in tables.values()])[:-1]
         resampled = dict(zip(tables, np.split(drawn[0], ends, axis=1), strict=True))
@@ -188,13 +187,13 @@ def provenance(
     protocol: Protocol,
     rows: Iterable[tuple[str, str, str]],
     resamples: int = 0,
-    examinations: Sequence[Hashable] | None = None,
+    clusters: Clusters | None = None,
 ) -> dict[str, Any]:
     """What the figures depend on: definitions, package versions, and a fingerprint of ids and texts (no text)."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    drawn = "studies" if examinations is None else "examinations"
+    drawn = "studies" if clusters is None else UNITS[clusters.unit]
     return {
         "source": protocol.source,
         "preparation": protocol.preparation,

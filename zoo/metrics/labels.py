@@ -167,9 +167,9 @@ def finding_intervals(
     references: Sequence[frozenset[str]],
     predictions: Sequence[frozenset[str]],
     resamples: int,
-    examinations: Sequence[Hashable] | None = None,
+    clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, dict[str, list[float] | None]]:
-    """95 % bootstrap intervals over studies, or their examinations, of `finding_scores`' `micro` and `macro`.
+    """95 % bootstrap intervals, over studies or clusters of them, of `finding_scores`' `micro` and `macro`.
 
     Macro stays over the labels that the references hold as a whole; one that a resample lacks counts 0 there.
     """
@@ -177,7 +177,7 @@ def finding_intervals(
     every = [*held, *sorted(frozenset().union(*predictions) - set(held))]
     table = counts(_indicators(references, every), _indicators(predictions, every))
     kept = np.tile(np.arange(len(every)) < len(held), 3)
-    drawn = resample(table, examinations, resamples)
+    drawn = resample(table, clusters, resamples)
     intervals: dict[str, dict[str, list[float] | None]] = {}
     for average, columns in (("micro", np.ones_like(kept)), ("macro", kept)):
         for figure in FIGURES:

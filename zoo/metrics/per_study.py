@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,26 @@ from zoo.metrics.pairs import Corpus, Score
 from zoo.metrics.protocols import PROTOCOLS, Metric
 from zoo.metrics.significance import Aggregate, mean
 
-EXAMINATION = "examination"  # the column of what belongs together, where a study is part of an examination
+UNITS = {"patient": "patients", "examination": "examinations"}  # what studies may share; the wider one first
 _HEAD = re.compile(r"# protocol (\w+) version (\d+)")
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Studies that belong together, as those of one patient do: resamples take all of them, or none.
+
+    Attributes:
+        unit: What they share, a key of `UNITS`; also the name of their column in the per-study table.
+        names: Each study's patient or examination, `(study,)`.
+    """
+
+    unit: str
+    names: Sequence[Hashable]
+
+    def numbers(self) -> np.ndarray:
+        """The names' numbers in the order of their first study, `(study,)`."""
+        places = {name: place for place, name in enumerate(dict.fromkeys(self.names))}
+        return np.array([places[name] for name in self.names])
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +46,7 @@ class StudyTable:
     Attributes:
         ids: The studies' ids, or their hashes in a submission.
         columns: Name → `(study,)`: `<metric key>` holds the studies' own values, `<corpus name>.<column>` what a corpus
-            metric sums; `examination`, where studies are parts of examinations, the number of a study's.
+            metric sums; `patient` or `examination`, where studies share these, the number of a study's.
         protocol: The protocol's id.
         version: The protocol's version.
     """
@@ -39,9 +57,9 @@ class StudyTable:
     version: int
 
     @property
-    def examinations(self) -> np.ndarray | None:
-        """The number of each study's examination, `(study,)`; `None` where a study is one."""
-        return self.columns.get(EXAMINATION)
+    def clusters(self) -> np.ndarray | None:
+        """The number of each study's patient, else of its examination, `(study,)`; `None` where none are shared."""
+        return next((self.columns[unit] for unit in UNITS if unit in self.columns), None)
 
     def keys(self) -> list[str]:
         """The protocol's metrics that can be computed from this table, in the protocol's order."""

@@ -11,6 +11,7 @@ from zoo.metrics.engine import RESAMPLES, evaluate
 from zoo.metrics.labels import PHANTOM_FINDINGS, Label, finding_intervals, finding_scores
 from zoo.metrics.lengths import length_distribution
 from zoo.metrics.pairs import Tools
+from zoo.metrics.per_study import Clusters
 from zoo.metrics.protocols import PROTOCOLS, RULES14
 from zoo.metrics.regions import recognition, recognition_mean, region_scores, region_texts_of_run
 
@@ -52,7 +53,7 @@ def run_metrics(
 
     Args:
         lines: `{"id", "reference", "prediction", "regions": [{"region", "named", "reference", "prediction"}], …}`, by
-            choice with the `group` and the `examination` that a study is of.
+            choice with the `group`, the `examination` and the `patient` that a study is of.
         scoring: How to score them.
         baselines: Name → study id → a report that is scored in place of the prediction.
         progress: Show a progress bar.
@@ -63,8 +64,9 @@ def run_metrics(
         `region_scores`), `findings` (by label), `length`, and `baselines` (name → `{"metrics", "skipped"}`). Where
         studies have groups, `groups` (name → `{"n", "metrics", "skipped"}`, the largest first): the same protocol on
         a group's pairs alone, so that CIDEr's document frequencies come from the group's own references; of a baseline
-        only what is cheap, without intervals. Where studies share examinations, intervals resample examinations, and
-        `examinations` (`{"n", "protocol", "version", "metrics", "skipped"}`) scores each as one report.
+        only what is cheap, without intervals. Where studies share patients, or else examinations, intervals resample
+        these, and `provenance` says which. Where they share examinations, `examinations` (`{"n", "protocol", "version",
+        "metrics", "skipped"}`) scores each as one report.
     """
     result = _report_metrics(lines, scoring, progress=progress)
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
@@ -72,7 +74,7 @@ def run_metrics(
     result["regions"] = region_scores(_named(lines), texts, scoring.regions, scoring.protocol, tools=scoring.tools)
     result["length"] = length_distribution(references, predictions, PROTOCOLS[scoring.protocol].prepare)
     result |= group_scores(lines, scoring, progress=progress)
-    if _shared_examinations(lines):
+    if len({_examination(line) for line in lines}) < len(lines):
         scored = _report_metrics(_joined(lines), scoring, progress=progress)
         result["examinations"] = {key: scored[key] for key in ("n", "protocol", "version", "metrics", "skipped")}
     result["baselines"] = {}
@@ -99,19 +101,25 @@ def group_scores(
     return {"groups": groups} if groups else {}
 
 
-def _shared_examinations(lines: Sequence[Line]) -> list[str] | None:
-    """Each line's examination, where some lines are of the same one."""
-    names = [line.get("examination", line["id"]) for line in lines]
-    return names if len(set(names)) < len(names) else None
+def _examination(line: Line) -> str:
+    return line.get("examination", line["id"])
+
+
+def clusters_of(lines: Sequence[Line]) -> Clusters | None:
+    """The lines' patients, or where no line names one their examinations; `None` where none are shared."""
+    known = any("patient" in line for line in lines)
+    names = [("patient", line["patient"]) if "patient" in line else ("", _examination(line)) for line in lines]
+    return Clusters("patient" if known else "examination", names) if len(set(names)) < len(names) else None
 
 
 def _joined(lines: Sequence[Line]) -> list[Line]:
-    """A line for each examination: its texts in the dataset's order, joined by spaces."""
+    """A line for each examination, with its patient: its texts in the dataset's order, joined by spaces."""
     parts: dict[str, list[Line]] = {}
     for line in lines:
-        parts.setdefault(line.get("examination", line["id"]), []).append(line)
+        parts.setdefault(_examination(line), []).append(line)
     return [
         {"id": name, "regions": []}
+        | ({"patient": said[0]["patient"]} if "patient" in said[0] else {})
         | {side: " ".join(line[side] for line in said if line[side]) for side in ("reference", "prediction")}
         for name, said in parts.items()
     ]
@@ -122,13 +130,13 @@ def _report_metrics(
 ) -> dict[str, Any]:
     references, predictions = [line["reference"] for line in lines], [line["prediction"] for line in lines]
     ids, resamples = [line["id"] for line in lines], 0 if cheap else RESAMPLES
-    examinations = _shared_examinations(lines)
+    clusters = clusters_of(lines)
     result = evaluate(
         references,
         predictions,
         ids,
         scoring.protocol,
-        examinations=examinations,
+        clusters=clusters,
         cheap=cheap,
         resamples=resamples,
         per_study=not cheap,
@@ -138,9 +146,9 @@ def _report_metrics(
     means = recognition_mean(recognition(_named(lines), scoring.regions))
     result["metrics"] |= {key: {"value": value, **RECOGNITION} for key, value in means.items()}
     if scoring.rules14:
-        add_rules14(result, references, predictions, ids, examinations)
+        add_rules14(result, references, predictions, ids, clusters)
     if scoring.label is not None:
-        _add_findings(result, references, predictions, scoring.label, resamples, examinations)
+        _add_findings(result, references, predictions, scoring.label, resamples, clusters)
     return result
 
 
@@ -149,10 +157,10 @@ def add_rules14(
     references: Sequence[str],
     predictions: Sequence[str],
     ids: Sequence[str],
-    examinations: Sequence[str] | None = None,
+    clusters: Clusters | None = None,
 ) -> None:
     """Adds the rule labeller's figures to `engine.evaluate`'s dictionary, under their own protocol."""
-    scored = evaluate(references, predictions, ids, RULES14, examinations=examinations)
+    scored = evaluate(references, predictions, ids, RULES14, clusters=clusters)
     for part in ("metrics", "classes", "skipped"):
         result[part] |= scored[part]
 
@@ -163,7 +171,7 @@ def _add_findings(
     predictions: Sequence[str],
     label: Label,
     resamples: int,
-    examinations: Sequence[str] | None,
+    clusters: Clusters | None,
 ) -> None:
     try:
         read = {text: label(text) for text in dict.fromkeys([*references, *predictions])}
@@ -174,7 +182,8 @@ def _add_findings(
         return
     sides = [read[text] for text in references], [read[text] for text in predictions]
     scores = finding_scores(*sides)
-    intervals = finding_intervals(*sides, resamples, examinations) if resamples else {}
+    names = clusters.names if clusters else None
+    intervals = finding_intervals(*sides, resamples, names) if resamples else {}
     for average in ("micro", "macro"):
         for key, value in scores[average].items():
             interval = {"ci95": intervals[average][key]} if intervals else {}

@@ -1,8 +1,8 @@
 """Intervals and tests from tables of the studies' statistics: no texts, no models, only sums over studies.
 
 A table is `(study, column)`. A metric's value is an `Aggregate` of the table's sums, so that a resample of studies, or
-a swap of two systems' outputs, is a row of a matrix product. The unit of resampling is the study; intervals of
-sentences that belong to examinations resample these whole, as the sentences of one are not independent.
+a swap of two systems' outputs, is a row of a matrix product. The unit of resampling is the study; where studies share
+patients or examinations, intervals resample these whole, as the studies of one are not independent.
 """
 
 from __future__ import annotations
