@@ -11,6 +11,7 @@ would take 1.3 GB more in Gemma-3-4B and 3 GB more in a 32B model.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,7 @@ def quantization_config(quantization: Quantization) -> Any:
         raise SettingsFault("nf4 needs bitsandbytes: pip install bitsandbytes, or set model.quantization=none")
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that it has no need of
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -93,7 +95,7 @@ def adapt(model: Any, adapters: Adapters, language: str) -> Any:
         return get_peft_model(model, settings)
 
 
-def repair_on_cpu(model: torch.nn.Module) -> None:
+def repair_on_cpu(model: Any) -> None:
     """Keeps bitsandbytes 0.50 from repacking 4-bit weights in place on CPUs with AVX512-BF16.
 
     It does so in evaluation, and the next training step then fails at a layer with a bias.
