@@ -32,7 +32,7 @@ from datamodules.mimic_cxr_tables import Radiograph, read_labels, read_radiograp
 from datamodules.radiograph import read_grey
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.resized_images import make_copies, make_copy
-from datamodules.segmentation_files import mask_file, open_masks
+from datamodules.segmentation_files import made_by, mask_file, open_masks
 from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
 
@@ -211,6 +211,8 @@ class MimicCXR(ReportDataModule):
         if store is None or self.preprocessor is None:
             return None
         choice = {name: value for name in ("resized", "masks") if (value := getattr(self, name)) is not None}
+        if self.masks is not None and ":" not in self.masks and (tool := made_by(self._masks(self.masks))):
+            choice["masks_made_by"] = tool
         return Store(store.folder.parent, {**self.preprocessor.settings(), **choice})
 
     def _grouped(self, radiographs: Sequence[Radiograph], split: str) -> Mapping[str, list[Radiograph]]:

@@ -8,7 +8,8 @@ For an image whose file is called `<stem>.jpg` (or .png, .dcm), the first of the
     <any name>.json         COCO with compressed RLE, of many images; if it is the folder's only JSON
 
 A mask is named by the file's own categories, or by its picture's name. Masks that only have numbers are named by
-`classes.txt` (a name a line) or `classes.json` (a list) in the folder, and without one by CXAS's list.
+`classes.txt` (a name a line) or `classes.json` (a list) in the folder, and without one by CXAS's list. What stands in
+`made_by.txt`, the tool and its version, goes with what is made of the masks.
 
 CXAS (0.0.20) writes all of these; it leaves empty classes out of COCO, and stores them everywhere else.
 """
@@ -119,6 +120,17 @@ def has_masks(folder: Path, stem: str) -> bool:
         DataFault: A JSON file of many images cannot be read.
     """
     return mask_file(folder, stem) is not None
+
+
+def made_by(folder: Path) -> str | None:
+    """What made the masks, in the words of the folder's `made_by.txt`."""
+    path = folder / "made_by.txt"
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataFault(f"{path}: cannot be read ({_one_line(error)})") from None
 
 
 def open_masks(folder: Path, stem: str, shape: tuple[int, int] | None = None) -> Masks:

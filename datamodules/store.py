@@ -16,6 +16,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +207,8 @@ class Store:
         """Writes one item; returns its size in bytes."""
         path = self.path(study)
         partial = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}.partial")
-        notes = {"key": self.key(study), "faults": json.dumps([asdict(fault) for fault in faults])}
+        noted = json.dumps([asdict(fault) for fault in faults])
+        notes = {"key": self.key(study), "faults": noted, "made_with": made_with()}
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=notes)
             with partial.open("rb+") as file:
@@ -232,6 +235,13 @@ class _Made:
     size: int = 0
     error: str | None = None
     errno: int = 0
+
+
+@cache
+def made_with() -> str:
+    """Versions of the libraries whose arithmetic is in the arrays, for the headers; a new one makes no item stale."""
+    tools = ("numpy", "scipy", "pillow", "torch", "torchvision", "transformers", "monai")
+    return ", ".join(f"{tool} {version(tool)}" for tool in tools)
 
 
 def _name(study: Study) -> str:

@@ -1,8 +1,9 @@
 """Shards: the items of a store packed into few files, for hundreds of thousands of them are slow to list and to copy.
 
 A shard is a safetensors file `shards/shard-<number>.safetensors` in the store's folder. It holds the tensors
-`<item>/<array>` and, in its header, the store's settings and the key and faults of each item. It is never changed once
-it has its name. What is newer wins: a file of a single item over every shard, a shard over those of lower numbers.
+`<item>/<array>` and, in its header, the store's settings, the libraries that made the arrays, and the key and faults of
+each item. It is never changed once it has its name. What is newer wins: a file of a single item over every shard, a
+shard over those of lower numbers.
 
 Packing writes a shard wholly, on disk, under its final name, before the files that it was made of are deleted, so that
 every item is there at any moment; whoever looks for a single file first, then for a shard, finds it.
@@ -195,6 +196,7 @@ def _pack(singles: list[Path], shard: Path, settings: str) -> bool:
     arrays: dict[str, np.ndarray] = {}
     items: dict[str, Any] = {}
     made_of: dict[Path, tuple[int, int]] = {}
+    made_with: set[str] = set()
     for path in singles:
         with suppress(SafetensorError, FileNotFoundError):  # one that is broken will be made again
             state = _state(path)  # before it is opened: if it is made anew meanwhile, the new one will differ
@@ -205,13 +207,15 @@ def _pack(singles: list[Path], shard: Path, settings: str) -> bool:
                 arrays |= {f"{name}/{array}": values for array, values in single.items()}
                 items[name] = {"key": notes["key"], "faults": notes["faults"], "arrays": sorted(single)}
                 made_of[path] = state
+                made_with.add(notes.get("made_with", "unknown"))
     if shutil.disk_usage(shard.parent).free < sum(array.nbytes for array in arrays.values()):
         return False
     if not items:
         return True
     partial = shard.with_name(f".{shard.name}.partial")
     try:
-        save_file(arrays, partial, metadata={"settings": settings, "items": json.dumps(items)})
+        header = {"settings": settings, "made_with": "; ".join(sorted(made_with)), "items": json.dumps(items)}
+        save_file(arrays, partial, metadata=header)
         _flush(partial)
         partial.replace(shard)
         _flush(shard.parent)

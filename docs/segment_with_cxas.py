@@ -9,13 +9,16 @@
 # ///
 """Segments radiographs with CXAS in an environment of its own: `uv run --script docs/segment_with_cxas.py --help`.
 
-Writes `<out>/<stem>.json` for each image, as `datamodules/segmentation_files.py` reads it; see docs/cxas.md.
+Writes `<out>/<stem>.json` for each image, as `datamodules/segmentation_files.py` reads it, and in `<out>/made_by.txt`
+which version of the tool made them; see docs/cxas.md.
 """
 
 import argparse
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+MODEL = "UNet_ResNet50_default"
 ENDINGS = (".jpg", ".png", ".dcm")  # those that CXAS opens
 
 
@@ -40,7 +43,9 @@ def segment(images: list[Path], out: Path, device: str, aside: Path) -> int:
     from cxas import CXAS
     from tqdm import tqdm
 
-    model = CXAS(model_name="UNet_ResNet50_default", gpus=device)
+    model = CXAS(model_name=MODEL, gpus=device)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "made_by.txt").write_text(f"{made_by()}\n", encoding="utf-8")
     failed = 0
     for image in tqdm(images, "segmenting"):
         try:
@@ -53,6 +58,14 @@ def segment(images: list[Path], out: Path, device: str, aside: Path) -> int:
         aside.rmdir()
     print(f"{len(images) - failed} segmented, {failed} failed; masks in {out}")
     return 1 if failed else 0
+
+
+def made_by() -> str:
+    """The tool's version and its model; the store of pooled maps keeps the line, and pools anew where it changes."""
+    try:
+        return f"cxas {version('cxas')}, {MODEL}"
+    except PackageNotFoundError:
+        return f"cxas of unknown version, {MODEL}"
 
 
 if __name__ == "__main__":

@@ -330,6 +330,21 @@ def test_smaller_copies_are_made_once_and_read(root, store):
     assert told(data)[A][:2] == [18, 12] and told(prepared(root, store=store))[A][:2] == [36, 24]
 
 
+def test_the_store_says_which_tool_made_the_masks_and_another_makes_another(root):
+    (root / "masks").mkdir()
+    data = prepared(root)
+    folders = []
+    for tool in (None, "cxas 0.0.20", "cxas 0.0.21"):
+        if tool:
+            (root / "masks" / "made_by.txt").write_text(f"{tool}\n")
+        store = MimicCXR(str(root), masks="masks")
+        store.preprocessor = data.preprocessor
+        opened = store.open_store()
+        folders.append(opened.folder)
+        assert json.loads(opened.settings).get("masks_made_by") == tool
+    assert len(set(folders)) == 3
+
+
 def test_a_missing_copy_is_made_when_it_is_read_and_a_small_image_stays_as_it_is(root):
     data = MimicCXR(str(root), resized=30)
     study = data.studies("train")[0]

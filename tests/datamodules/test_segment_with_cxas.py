@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.segmentation_files import open_masks
+from datamodules.segmentation_files import made_by, open_masks
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "segment_with_cxas.py"
 STAND_IN = """
@@ -58,7 +58,8 @@ def test_segments_what_is_missing_and_names_what_fails(run, tmp_path):
         first.returncode == 1 and "2 segmented, 1 failed" in first.stdout and "bad.dcm: not segmented" in first.stderr
     )
     out = tmp_path / "out"
-    assert sorted(path.name for path in out.iterdir()) == ["a.json", "b.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.json", "b.json", "made_by.txt"]
+    assert made_by(out) == "cxas of unknown version, UNet_ResNet50_default"
     assert len(open_masks(out, "a")) == 0
     (tmp_path / "images" / "bad.dcm").unlink()
     (out / "b.json").unlink()

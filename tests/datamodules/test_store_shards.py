@@ -112,6 +112,7 @@ def test_the_header_says_what_is_inside(tmp_path, small):
     with safe_open(store.folder / "shards" / "shard-00000.safetensors", framework="np") as file:
         assert sorted(file.keys())[:2] == ["0%2Fa b/maps", "0%2Fa b/part/of"]
         assert json.loads(file.metadata()["settings"])["classes"] == ["heart", "lung"]
+        assert f"numpy {np.__version__}" in file.metadata()["made_with"]
 
 
 def test_a_changed_file_makes_a_single_item_that_wins_and_is_packed_in_turn(tmp_path, small):
