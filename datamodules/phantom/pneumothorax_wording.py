@@ -129,7 +129,7 @@ def _concluded(chest: Chest) -> str:
 
 
 def _words(lesions: Sequence[Lesion]) -> dict[str, str]:
-    words = {}
+    words: dict[str, str] = {}
     for lesion, number in zip(lesions, ("", "2"), strict=False):
         words |= {f"side{number}": lesion.side, f"place{number}": lesion.place, f"size{number}": lesion.size,
                   f"where{number}": PLACES[lesion.place]}  # fmt: skip
