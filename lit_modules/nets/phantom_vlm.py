@@ -41,6 +41,8 @@ class PhantomVLM:
     seed: int = 0
 
 
+PHANTOM = PhantomVLM()
+
 # Tokens.
 
 _QWEN = (
@@ -77,7 +79,7 @@ _SPECIALS: Mapping[str, tuple[str, ...]] = {
         "<|image|>",  # the last: as on the hub, no logit belongs to it
     ),
     "paligemma": ("<pad>", "<eos>", "<bos>", "<image>"),
-    "phi3_v": ("<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"),
+    "phi3_v": ("<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>", "<|image|>"),
 }
 _ROLES = ("bos_token", "eos_token", "pad_token", "image_token", "video_token", "boi_token", "eoi_token")
 _NAMED: Mapping[str, tuple[str | None, ...]] = {  # as the stock processors look for them, in the order of `_ROLES`
@@ -87,7 +89,7 @@ _NAMED: Mapping[str, tuple[str | None, ...]] = {  # as the stock processors look
     "qwen3_vl": (None, "<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|video_pad|>"),
     "mllama": ("<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>", "<|image|>"),
     "paligemma": ("<bos>", "<eos>", "<pad>", "<image>"),
-    "phi3_v": ("<s>", "<|endoftext|>", "<|endoftext|>"),
+    "phi3_v": ("<s>", "<|endoftext|>", "<|endoftext|>", "<|image|>"),
 }
 
 
@@ -117,26 +119,27 @@ def _pieces() -> list[str]:
     return [*(f"▁{word}" for word in words), *(word for word in words if len(word) > 1)]
 
 
-# Images. PIL's arithmetic, as everywhere here: torchvision's differs from it in the last bit.
+# Images.
 
 
 def phantom_image_processor(model_type: str, phantom: PhantomVLM) -> Any:
     """The family's own image processor at the phantom's size."""
-    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers import Gemma3ImageProcessor, MllamaImageProcessor, Qwen2VLImageProcessor, SiglipImageProcessor
+
+    from lit_modules.nets.phi3_vision_image import Phi3VisionImageProcessor
 
     square = {"height": phantom.image, "width": phantom.image}
     if model_type == "gemma3":
-        return Gemma3ImageProcessorPil(size=square)
+        return Gemma3ImageProcessor(size=square)
     if model_type == "paligemma":
-        return SiglipImageProcessorPil(size=square)
+        return SiglipImageProcessor(size=square)
     if model_type == "mllama":
-        return MllamaImageProcessorPil(size={"height": phantom.image // 2, "width": phantom.image // 2})
+        return MllamaImageProcessor(size={"height": phantom.image // 2, "width": phantom.image // 2})
+    if model_type == "phi3_v":
+        return Phi3VisionImageProcessor(num_crops=4, crop=phantom.image // 2, patch=phantom.patch)
     area = {"shortest_edge": (2 * phantom.patch) ** 2, "longest_edge": phantom.image**2}
     grey: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if model_type == "qwen3_vl" else {}
-    return Qwen2VLImageProcessorPil(size=area, patch_size=phantom.patch, **grey)
+    return Qwen2VLImageProcessor(size=area, patch_size=phantom.patch, **grey)
 
 
 # Models.
@@ -146,6 +149,10 @@ def phantom_config(model_type: str, phantom: PhantomVLM, tokenizer: Any) -> Any:
     """The family's configuration at the phantom's size; widths of its parts agree as the real ones do."""
     from transformers import AutoConfig
 
+    if model_type == "phi3_v":
+        from lit_modules.nets.phi3_vision import phantom_phi3_config
+
+        return phantom_phi3_config(phantom, tokenizer)
     return AutoConfig.for_model(model_type, **_CONFIGS[model_type](phantom, tokenizer))
 
 

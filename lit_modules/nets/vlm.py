@@ -4,9 +4,8 @@
 small size with fixed random weights (`nets.phantom_vlm`). Nothing is fetched unless asked for, and weights come from
 safetensors alone.
 
-The stock multimodal processors are not used: Qwen's cannot be made without torchvision, Gemma's doubles the token at
-the beginning of a text, and all resize an image each time that a prompt is read. Their two halves are: the family's
-image processor (PIL's arithmetic, whatever else is installed) and the tokenizer.
+Of transformers' multimodal processors the two halves are used, image processor and tokenizer, but not the class that
+joins them: it would read the image again with each prompt (see `nets.vlm_encoding`).
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ import torch
 
 from datamodules.study import SettingsFault
 from lit_modules.nets.backbones import is_local, located
-from lit_modules.nets.phantom_vlm import PhantomVLM, phantom_config, phantom_image_processor, phantom_tokenizer
+from lit_modules.nets.phantom_vlm import PHANTOM, PhantomVLM, phantom_config, phantom_image_processor, phantom_tokenizer
 from lit_modules.nets.vlm_families import FAMILIES, VLMS, Family
 
-_PHANTOM = "phantom:"
+_PREFIX = "phantom:"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TABLE = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")  # constants that older versions wrote
 
@@ -64,7 +63,7 @@ def family_of(vlm: str) -> Family:
     """
     if vlm in VLMS:
         return FAMILIES[VLMS[vlm].family]
-    kind = vlm.removeprefix(_PHANTOM)
+    kind = vlm.removeprefix(_PREFIX)
     if kind == vlm:
         kind = json.loads(_file(vlm, "config.json").read_text()).get("model_type")
     if kind not in FAMILIES:
@@ -72,7 +71,7 @@ def family_of(vlm: str) -> Family:
     return FAMILIES[kind]
 
 
-def build_config(vlm: str, phantom: PhantomVLM = PhantomVLM()) -> Any:
+def build_config(vlm: str, phantom: PhantomVLM = PHANTOM) -> Any:
     """The configuration of `vlm`; a published one's needs no download.
 
     Raises:
@@ -82,7 +81,9 @@ def build_config(vlm: str, phantom: PhantomVLM = PhantomVLM()) -> Any:
     from transformers import AutoConfig
 
     family = family_of(vlm)
-    if vlm.startswith(_PHANTOM):
+    if family.model_type == "phi3_v":
+        import lit_modules.nets.phi3_vision  # noqa: F401  # makes itself known to transformers
+    if vlm.startswith(_PREFIX):
         return phantom_config(family.model_type, phantom, phantom_tokenizer(family.model_type))
     if vlm in VLMS:
         return AutoConfig.for_model(family.model_type, **copy.deepcopy(dict(VLMS[vlm].config)))
@@ -90,7 +91,7 @@ def build_config(vlm: str, phantom: PhantomVLM = PhantomVLM()) -> Any:
         return AutoConfig.from_pretrained(located(vlm))
 
 
-def build_processor(vlm: str, phantom: PhantomVLM = PhantomVLM()) -> VlmProcessor:
+def build_processor(vlm: str, phantom: PhantomVLM = PHANTOM) -> VlmProcessor:
     """The processor of `vlm`, from `tokenizer.json` and `preprocessor_config.json`.
 
     Raises:
@@ -100,13 +101,19 @@ def build_processor(vlm: str, phantom: PhantomVLM = PhantomVLM()) -> VlmProcesso
     from transformers import AutoImageProcessor, AutoTokenizer
 
     family = family_of(vlm)
-    if vlm.startswith(_PHANTOM):
+    if vlm.startswith(_PREFIX):
         tokenizer = phantom_tokenizer(family.model_type)
         images = phantom_image_processor(family.model_type, phantom)
     else:
         with _plain_errors(vlm):
-            tokenizer = AutoTokenizer.from_pretrained(located(vlm))
-            images = AutoImageProcessor.from_pretrained(located(vlm), backend="pil")
+            if family.model_type == "phi3_v":
+                from lit_modules.nets.phi3_vision_processor import Phi3VisionProcessor
+
+                both = Phi3VisionProcessor.from_pretrained(vlm)
+                tokenizer, images = both.tokenizer, both.image_processor
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(located(vlm))
+                images = AutoImageProcessor.from_pretrained(located(vlm), backend="torchvision")
     known = tokenizer.get_vocab()
     for token in (family.image_token, family.end_of_turn):
         if token not in known:
@@ -127,19 +134,15 @@ def build_vlm(
     dtype: torch.dtype,
     quantization: Any = None,
     device_map: Mapping[str, Any] | None = None,
-    weights: bool = True,
-    phantom: PhantomVLM = PhantomVLM(),
+    phantom: PhantomVLM = PHANTOM,
 ) -> Any:
-    """The model, with SDPA attention.
-
-    On the meta device, or with `weights=False`, its weights are not read; other files bring them.
+    """The model, with SDPA attention; on the meta device, its weights are not read.
 
     Args:
         vlm: See the module.
         dtype: Of the weights that are not quantised.
         quantization: transformers' `quantization_config`.
         device_map: Where the weights go as they are read.
-        weights: Whether they are.
         phantom: The size, where it is a phantom.
 
     Raises:
@@ -149,10 +152,9 @@ def build_vlm(
     from transformers import AutoModelForMultimodalLM
 
     config = build_config(vlm, phantom)
-    meta = torch.get_default_device().type == "meta"
-    if meta or not weights:
+    if torch.get_default_device().type == "meta":
         return AutoModelForMultimodalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if vlm.startswith(_PHANTOM):
+    if vlm.startswith(_PREFIX):
         return _phantom(config, dtype, phantom, quantization, device_map)
     load: Any = partial(
         AutoModelForMultimodalLM.from_pretrained,
@@ -207,7 +209,7 @@ def _check(vlm: str, found: Mapping[str, Any]) -> None:
 
 def vlm_at_hand(vlm: str, weights: bool = True) -> bool:
     """Whether `vlm` can be read without a download: its tokenizer, and its weights where they are wanted."""
-    if vlm.startswith(_PHANTOM):
+    if vlm.startswith(_PREFIX):
         return True
     return is_local(vlm, "tokenizer.json") and (not weights or any(is_local(vlm, name) for name in _WEIGHTS))
 

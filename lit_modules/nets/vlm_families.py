@@ -31,7 +31,6 @@ class Family:
         token_types: The key that tells the model's image tokens (or PaliGemma's prefix) from the rest; `None`: none.
         image_type: What it says at an image token; 0 elsewhere in the prompt.
         answer_type: What it says at the answer.
-        flat: Patches of a batch's images follow one another in one list (Qwen), as their number differs by image.
         language: peft's `target_modules` for the language model's linear layers, without the vision tower's.
         sized: The film's size decides over the number of image tokens, so `max_pixels` can bound it.
     """
@@ -43,9 +42,13 @@ class Family:
     token_types: str | None = None
     image_type: int = 0
     answer_type: int = 0
-    flat: bool = False
     language: str = _LANGUAGE
     sized: bool = False
+
+    def pieces(self, prompt: str) -> tuple[str, str]:
+        """What stands before the image's tokens and after them."""
+        before, after = self.prompt.split("{image}")
+        return before, after.replace("{prompt}", prompt)
 
 
 _CHATML = "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -60,7 +63,6 @@ def _qwen(model_type: str, prompt: str) -> Family:
         end_of_turn="<|im_end|>",
         token_types="mm_token_type_ids",
         image_type=1,
-        flat=True,
         sized=True,
     )
 
@@ -96,8 +98,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "phi3_v": Family(
             "phi3_v",
-            "<|user|>\n{image}\n{prompt}<|end|>\n<|assistant|>\n",
-            image_token="<|image_1|>",
+            "<s><|user|>\n{image}<s>\n{prompt}<|end|>\n<|assistant|>\n",  # the original begins each piece with <s>
+            image_token="<|image|>",
             end_of_turn="<|end|>",
             language=r".*model\.layers\.\d+\..*\.(qkv_proj|o_proj|gate_up_proj|down_proj)",
             sized=True,
