@@ -119,20 +119,22 @@ def _shift(mask: np.ndarray, dice: float, rng: np.random.Generator) -> np.ndarra
 def _elastic(mask: np.ndarray, dice: float, rng: np.random.Generator) -> np.ndarray:
     from scipy import ndimage
 
-    sigma = max(1.0, min(mask.shape) / 40)
-    reach = int(4 * sigma)  # how far the mask may spread
-    box = _around(mask, reach)
+    thick = float(ndimage.distance_transform_edt(np.pad(mask[_around(mask, 0)], 1)).max())
+    scale = max(2.0, min(mask.shape) / 40, thick)  # of the field: what is thick would be torn by a finer one
+    box = _around(mask, int(2 * scale))  # as far as the mask may spread
     place = np.mgrid[box].astype(np.float32)
-    field = rng.standard_normal(place.shape, np.float32)
-    field = ndimage.gaussian_filter(field, (0, sigma, sigma), truncate=3.0)
-    field /= field.std() + np.float32(1e-12)
+    coarse = rng.standard_normal((2, *(int(length / scale) + 4 for length in place.shape[1:])), np.float32)
+    picture = (place.shape[2], place.shape[1])
+    window = (1, 1, 1 + place.shape[2] / scale, 1 + place.shape[1] / scale)
+    parts = [Image.fromarray(part).resize(picture, Image.Resampling.BICUBIC, window) for part in coarse]
+    field = np.stack([np.asarray(part) for part in parts])
 
     def warped(length: float) -> np.ndarray:
         placed = np.zeros_like(mask)
         placed[box] = ndimage.map_coordinates(mask, place + length * field, order=0, mode="constant")
         return placed
 
-    return _nearest(warped, mask, dice, float(reach))
+    return _nearest(warped, mask, dice, 2 * scale)
 
 
 def _around(mask: np.ndarray, margin: int) -> tuple[slice, slice]:

@@ -23,6 +23,7 @@ from datamodules.phantom.patient import Patient, draw_patient
 from datamodules.phantom.pneumothorax_wording import PLACES, SIDES, SIZES, Chest, Lesion
 from datamodules.phantom.radiograph import LEVEL, WATER, Detector, Film, Lattice, attenuation, magnification
 from datamodules.phantom.render import densities
+from datamodules.phantom.shapes import Box
 
 SIZE = 512  # pixels of a side; CANDID-PTX has 1024
 RANGES = ((0.035, 0.10), (0.15, 0.26), (0.36, 0.55))  # shares of the hemithorax that are drawn, by size
@@ -97,14 +98,22 @@ def project_thorax(seed: int) -> Thorax:
     thickness = attenuation(densities(canvas, Patient(seed, anatomy, ())))
     side, top = frame.uniform(326, 336), LEVEL + (float(canvas.z[-1]) - LEVEL) * magnification(-100)
     detector = Detector(SIZE, SIZE, side / SIZE, -side / 2, top)
-    middle, whole = int(np.searchsorted(canvas.x, 0.0)), tuple(slice(0, length) for length in canvas.shape)
-    seen = (detector.project(canvas, canvas.masks["heart"]) <= 2) & _above_the_domes(anatomy, detector)
-    lungs = {}
-    for name, half in (("right", slice(0, middle)), ("left", slice(middle, canvas.shape[2]))):
-        box = (whole[0], whole[1], half)
-        lungs[name] = detector.project(canvas, thickness[box] * canvas.masks["lung"][box], box)
+    heart, lung = canvas.masks["heart"], canvas.masks["lung"]
+    box = _depths(heart)
+    seen = (detector.project(canvas, heart[box], box) <= 2) & _above_the_domes(anatomy, detector)
+    rows, depths, columns = _depths(lung)
+    middle, lungs = int(np.searchsorted(canvas.x, 0.0)), {}
+    for name, half in (("right", slice(0, middle)), ("left", slice(middle, columns.stop))):
+        box = (rows, depths, half)
+        lungs[name] = detector.project(canvas, thickness[box] * lung[box], box)
     fields = {name: ((lung > 0.01) & seen).astype(np.float32) for name, lung in lungs.items()}
     return Thorax(detector.project(canvas, thickness), lungs, fields, detector.pitch)
+
+
+def _depths(organ: np.ndarray) -> Box:
+    """A box that holds an organ `(z, y, x)`, tight along the beam only."""
+    filled = np.flatnonzero(organ.any(axis=(0, 2)))
+    return slice(0, organ.shape[0]), slice(int(filled[0]), int(filled[-1]) + 1), slice(0, organ.shape[2])
 
 
 def _above_the_domes(a: Anatomy, detector: Detector) -> np.ndarray:
@@ -252,9 +261,12 @@ def _draw_fracture(path: np.ndarray, field: np.ndarray, side: str, pitch: float)
     strip = path[level - reach : level + reach, column - 2 : column + 3].mean(axis=1)
     ribs = ndimage.gaussian_filter1d(strip, 2 / pitch) - ndimage.gaussian_filter1d(strip, 10 / pitch)
     row = level - reach + int(np.argmax(ribs))
-    y, x = np.mgrid[: path.shape[0], : path.shape[1]].astype(np.float32)
+    y, x = np.ogrid[row - reach : row + reach, column - reach : column + reach]
     slant = 0.6 if side == "right" else -0.6
     along, across = (x - column + slant * (y - row)) * pitch, (y - row) * pitch
-    within = np.exp(-((across / 5) ** 4))
-    path += WATER * CLEFT * within * (np.exp(-(((along - 2.5) / 1.5) ** 2)) - np.exp(-((along / 1.2) ** 2)))
-    return (((along / 9) ** 2 + (across / 7) ** 2) < 1).astype(np.uint8)
+    step, cleft = np.exp(-(((along - 2.5) / 1.5) ** 2)), np.exp(-((along / 1.2) ** 2))
+    spot = (slice(row - reach, row + reach), slice(column - reach, column + reach))
+    path[spot] += WATER * CLEFT * np.exp(-((across / 5) ** 4)) * (step - cleft)
+    mask = np.zeros(path.shape, np.uint8)
+    mask[spot] = ((along / 9) ** 2 + (across / 7) ** 2) < 1
+    return mask
