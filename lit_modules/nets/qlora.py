@@ -22,6 +22,7 @@ from datamodules.study import SettingsFault
 from lit_modules.nets.lora import LoRA
 
 Quantization = Literal["nf4", "none"]
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it misses a package that it has no need of
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,6 @@ def quantization_config(quantization: Quantization) -> Any:
     if not bitsandbytes_there():
         raise SettingsFault("nf4 needs bitsandbytes: pip install bitsandbytes, or set model.quantization=none")
     from transformers import BitsAndBytesConfig
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that it has no need of
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
