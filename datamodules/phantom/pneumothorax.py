@@ -83,7 +83,9 @@ def draw_course(seed: int, positive: Sequence[bool]) -> list[Chest]:
     fracture = sides[0] if rng.random() < BROKEN else ""
     size, course = {side: rng.choice((0, 0, 1, 1, 2)) for side in sides}, []
     for shows in positive:
-        lesions = tuple(Lesion(side, places[side], rng.uniform(*RANGES[size[side]])) for side in sides if shows)
+        lesions = tuple(
+            Lesion(side, places[side], rng.uniform(*RANGES[size[side]])) for side in SIDES if shows and side in places
+        )
         tube = sides[0] if shows and rng.random() < TUBED else ""
         course.append(Chest(lesions, tube, fracture))
         size = {side: min(max(size[side] + rng.choice((-1, 0, 0, 1)), 0), len(SIZES) - 1) for side in sides}
