@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Runs every arm of a study with every seed, several side by side, and writes DIR/<method>-<study>-<recipe>/table.md,
-table.csv, study.json and plot.png with mean ± sd over seeds. Runs that are done, also for another study, are not made
-again; the same command goes on where it was interrupted."""
+table.csv, study.json and plot.png with mean ± sd over seeds, or with boxes over single cases and cases.csv where the
+study's file says `plot: box`. Runs that are done, also for another study, are not made again; the same command goes on
+where it was interrupted."""
 
 
 def main(argv: list[str] | None = None) -> int:

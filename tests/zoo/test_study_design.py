@@ -118,6 +118,15 @@ def test_a_model_that_begins_from_no_checkpoint_comes_after_nothing(toy):
         plan(design, ["model.init_from=x"], Path("out"))
 
 
+def test_what_is_not_trained_leaves_nothing_to_begin_from(toy):
+    arms = "  tested: {after: a, set: {trainer.max_epochs: 0}}\n  c: {after: tested}\n"
+    words = r"s.yaml:9: 'tested' is trained for 0 epochs .* leaves no checkpoint; come after 'a', whose checkpoint"
+    with pytest.raises(UsageError, match=words):
+        plan(read(toy, GOOD + arms), [], Path("out"))
+    with pytest.raises(UsageError, match="'a' is trained for 0 epochs .*; come after one that is trained"):
+        plan(read(toy, GOOD + "  c: {after: a}\n"), ["trainer.max_epochs=0"], Path("out"))
+
+
 @pytest.mark.parametrize(
     ("good", "bad", "words"),
     [
@@ -129,6 +138,7 @@ def test_a_model_that_begins_from_no_checkpoint_comes_after_nothing(toy):
         ("b at 8 > a", "b at 8 = a", "expectations are pairs, written `A > B`"),
         ("b at 8 > a", "b at 8 > a > b", "expectations are pairs"),
         ("b at 8 > a", "b at 7 > a", "s.yaml:4: the study has no point 'b at 7'; did you mean b at"),
+        ("seeds: [0]", "seeds: [0]\nplot: boxes", "s.yaml:4: plot is mean or box, not 'boxes'; did you mean box?"),
         ("  a:", "  a: 5", "s.yaml:6: arm 'a' is written"),
         ("  a:", "  a: {alogn: {model.lr: [1]}}", "there is no 'alogn' here.*did you mean along?"),
         ("  a:", "  a: {with: wide}", "`with` is a list"),

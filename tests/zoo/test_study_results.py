@@ -1,52 +1,13 @@
 """Tables of studies from runs whose figures are written by hand."""
 
-import json
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
-from PIL import Image
 
+from tests.zoo.toy_results import METRICS, Written, design, uncut
 from zoo.command import UsageError
-from zoo.studies.design import Arm, Design, Point, Run
+from zoo.studies.design import Arm
 from zoo.studies.plot import _spaced, plot_study
 from zoo.studies.report import comma_separated, markdown
 from zoo.studies.results import collect
-
-METRICS = ("cider", "positive/cider", "region_f1")
-
-
-def design(arms, metrics=METRICS, seeds=(0, 1, 2), expect=()):
-    return Design("toy/s", "phantom", "What helps", metrics, seeds, expect, tuple(arms))
-
-
-class Written:
-    """Points whose runs are folders with a `metrics.json` each."""
-
-    def __init__(self, folder):
-        self.folder, self.points = folder, []
-
-    def add(self, arm, values, at=None, **content):
-        """A point with a value a seed; `None` for a run that is not there."""
-        name = arm if at is None else f"{arm} at {at}"
-        runs = {}
-        for seed, value in enumerate(values):
-            place = self.folder / f"{name}-{seed}"
-            runs[seed] = Run(SimpleNamespace(), f"{name}-{seed}", place)
-            if value is not None:
-                (place / "run").mkdir(parents=True)
-                (place / "run" / "config.yaml").write_text("")
-                metrics = {"cider": figure(value), "region_f1": figure(0.5, "region_recognition")}
-                groups = {"positive": {"n": 9, "metrics": {"cider": figure(2 * value)}}}
-                scored = {"phantom": True, "split": "test", "protocol": "regionformer", "version": 1, "n": 12}
-                result = {**scored, "metrics": metrics, "skipped": {}, "groups": groups}
-                (place / "run" / "metrics.json").write_text(json.dumps(result | content))
-        self.points.append(Point(name, arm, at, {}, runs))
-        return self
-
-
-def figure(value, protocol="regionformer"):
-    return {"value": value, "protocol": protocol, "version": 1}
 
 
 @pytest.fixture
@@ -116,10 +77,7 @@ def picture(written, tmp_path, arms, metrics=METRICS):
     plot_study(results, tmp_path / "plot.png")
     plot_study(results, tmp_path / "again.png")
     assert (tmp_path / "plot.png").read_bytes() == (tmp_path / "again.png").read_bytes()
-    grey = np.asarray(Image.open(tmp_path / "plot.png").convert("L"))
-    edge = np.concatenate([grey[:3].ravel(), grey[-3:].ravel(), grey[:, :3].ravel(), grey[:, -3:].ravel()])
-    assert (edge == 255).all()  # nothing is cut off
-    return grey
+    return uncut(tmp_path / "plot.png")
 
 
 @pytest.mark.parametrize("places", [(0, 1, 5), ("crop", "pad", "squash")])

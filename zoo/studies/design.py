@@ -17,7 +17,8 @@ from zoo.layers import Layer, flatten, read_layer
 from zoo.leaderboard.render import BESIDE
 from zoo.metrics.protocols import PROTOCOLS
 
-KEYS, ARM_KEYS = ("metrics", "seeds", "expect", "arms"), ("with", "set", "along", "after")
+KEYS, ARM_KEYS = ("metrics", "seeds", "plot", "expect", "arms"), ("with", "set", "along", "after")
+PLOTS = ("mean", "box")  # means and sds over seeds; boxes over cases
 SEEDED = ("run.seed", "data.seed")  # what a seed sets
 INIT = "model.init_from"  # what `after` sets
 # Settings that decide where and how a run is made, not what comes out of it.
@@ -66,6 +67,7 @@ class Design:
         seeds: Each a run of every point.
         expect: Pairs of points: the first one's metrics were found larger than the second one's.
         arms: In the file's order.
+        plot: What `plot.png` shows, one of `PLOTS`.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Design:
     seeds: tuple[int, ...]
     expect: tuple[tuple[str, str], ...]
     arms: tuple[Arm, ...]
+    plot: str = PLOTS[0]
 
     @property
     def method(self) -> str:
@@ -170,10 +173,13 @@ def read_design(name: str, path: Path, recipe: str) -> Design:
     ]
     errors += [line for metric in metrics if (line := _unknown_metric(layer, metric))]
     errors += _wrong_stages(arms)
+    plot = str(layer.values.get("plot") or PLOTS[0])
+    if plot not in PLOTS:
+        errors.append(f"{layer.origin('plot')}: plot is {' or '.join(PLOTS)}, not {plot!r}{_hint(plot, PLOTS)}")
     expect = [_pair(layer, text, names, errors) for text in layer.values.get("expect") or ()]
     if errors:
         raise UsageError("\n       ".join(errors))
-    return Design(name, recipe, first_comment(path), tuple(metrics), tuple(seeds), tuple(expect), tuple(arms))
+    return Design(name, recipe, first_comment(path), tuple(metrics), tuple(seeds), tuple(expect), tuple(arms), plot)
 
 
 def _arm(layer: Layer, name: str, entry: Any, errors: list[str]) -> Arm:
@@ -292,6 +298,7 @@ def plan(design: Design, overrides: Sequence[str], output: Path, allow_missing: 
     points: dict[str, Point] = {}
     known: dict[str, Run] = {}
     for arm in design.stages():
+        errors += _untrained(arm, points)
         for name, at, settings in arm.points():
             runs = {}
             for seed in design.seeds:
@@ -315,6 +322,16 @@ def plan(design: Design, overrides: Sequence[str], output: Path, allow_missing: 
     if errors:
         raise UsageError("\n       ".join(dict.fromkeys(errors)))
     return [points[name] for arm in design.arms for name, _, _ in arm.points()]
+
+
+def _untrained(arm: Arm, points: Mapping[str, Point]) -> Iterator[str]:
+    """That the point which the arm comes after is not trained, and which one to take instead."""
+    before = points.get(arm.after or "")
+    if before and any(run.config.untrained for run in before.runs.values()):
+        tested = before.settings.get("after")
+        instead = f"come after {tested!r}, whose checkpoint it tests" if tested else "come after one that is trained"
+        what = f"{arm.after!r} is trained for 0 epochs (trainer.max_epochs) and leaves no checkpoint"
+        yield f"{arm.origin}: {what}; {instead}"
 
 
 def _refused(design: Design, overrides: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A study's result folder, `study.json`, `table.md`, `table.csv` and `plot.png`, and the same table on screen."""
+"""A study's result folder (`study.json`, `table.md`, `table.csv`, `plot.png`, `cases.csv`), and its table on screen."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from zoo.command import say
 from zoo.run_directory import atomic_write
+from zoo.studies.box_plot import plot_boxes
+from zoo.studies.cases import Cases, Change
 from zoo.studies.design import Design, Point
 from zoo.studies.plot import plot_study
 from zoo.studies.results import Outcome, Results, Row, collect, metric_label
@@ -43,7 +45,11 @@ def write_report(
     atomic_write(folder / "study.json", results.as_json())
     atomic_write(folder / "table.md", markdown(results))
     atomic_write(folder / "table.csv", comma_separated(results))
-    plot_study(results, folder / "plot.png")
+    if results.cases:
+        atomic_write(folder / "cases.csv", results.cases.comma_separated())
+        plot_boxes(results, results.cases, folder / "plot.png")
+    else:
+        plot_study(results, folder / "plot.png")
     show(results)
     say(f"table {folder / 'table.md'}\nplot  {folder / 'plot.png'}")
 
@@ -55,8 +61,34 @@ def markdown(results: Results) -> str:
     parts.append(_pipes(_headings(results), [_cells(results, row) for row in results.rows]))
     if results.outcomes:
         parts += ["## Expected, and how it came out", _pipes(OUTCOME_COLUMNS, [_told(out) for out in results.outcomes])]
+    parts += _of_cases(results.cases) if results.cases else []
     parts += ["\n".join(f"* {note}" for note in _notes(results))]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _of_cases(cases: Cases) -> list[str]:
+    """The parts of `table.md` about single cases."""
+    labels = [metric_label(metric) for metric in cases.metrics]
+    known = {(row.point, row.metric): f"{row.median:.4f} [{row.q1:.4f}, {row.q3:.4f}]" for row in cases.quartiles()}
+    rows = [
+        [row.point.name, str(len(row.cases)), str(len(row.tables)),
+         *(known.get((row.point.name, metric), "–") for metric in cases.metrics)]
+        for row in cases.rows
+    ]  # fmt: skip
+    what = f"Median [quartiles] of single reports, of all seeds together; {cases.design()}."
+    parts = ["## Over cases", what, _pipes(["arm", "cases", "seeds", *labels], rows)]
+    changes = cases.changes()
+    if not changes:
+        return parts
+    moved = {(row.before, row.after, row.metric): _change(row) for row in changes}
+    steps = dict.fromkeys((row.before, row.after) for row in changes)
+    cells = [[*step, *(moved.get((*step, metric), "–") for metric in cases.metrics)] for step in steps]
+    what = f"Mean change of a case [95 % bootstrap interval over {cases.unit}], of its mean over seeds."
+    return [*parts, "## From point to point", what, _pipes(["from", "to", *labels], cells)]
+
+
+def _change(row: Change) -> str:
+    return f"{row.change:+.4f}" + (f" [{row.ci95[0]:+.4f}, {row.ci95[1]:+.4f}]" if row.ci95 else "")
 
 
 def comma_separated(results: Results) -> str:

@@ -12,6 +12,7 @@ from zoo.command import UsageError
 from zoo.leaderboard.render import label_of
 from zoo.metrics.significance import welch
 from zoo.run_directory import RunDirectory
+from zoo.studies.cases import Cases, read_cases
 from zoo.studies.design import Design, Point
 from zoo.studies.runs import finished
 
@@ -90,6 +91,7 @@ class Results:
         rows: Arms by the mean of the first metric, the largest on top, each with its points in order.
         outcomes: Expectation by expectation, metric by metric.
         notes: What else there is to know, a sentence each.
+        cases: The figures of single cases, where the study's plot is of them.
     """
 
     design: Design
@@ -98,6 +100,7 @@ class Results:
     rows: tuple[Row, ...]
     outcomes: tuple[Outcome, ...]
     notes: tuple[str, ...]
+    cases: Cases | None = None
 
     def title(self) -> str:
         """What was scored, and how."""
@@ -140,7 +143,8 @@ class Results:
             **self.scored, "metrics": list(self.design.metrics), "seeds": list(self.design.seeds),
             "axis": self.design.axis, "overrides": list(self.overrides),
         }  # fmt: skip
-        result = {**head, "points": rows, "expect": expect, "notes": list(self.notes)}
+        cases = {"cases": self.cases.as_json()} if self.cases else {}
+        result = {**head, "points": rows, "expect": expect, **cases, "notes": list(self.notes)}
         return json.dumps(result, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -210,7 +214,12 @@ def collect(
         for metric in design.metrics
     ]
     notes += _protocol_notes(design, metrics.values()) + _commit_notes(done.values())
-    return Results(design, tuple(overrides), scored, tuple(rows), tuple(outcomes), tuple(notes))
+    cases = None
+    if design.plot == "box":
+        had = [metric for metric in design.metrics if any(row.figures[metric] for row in rows)]
+        cases, told = read_cases([row.point for row in rows], had, done)
+        notes += told
+    return Results(design, tuple(overrides), scored, tuple(rows), tuple(outcomes), tuple(notes), cases)
 
 
 def _scored_alike(contents: Mapping[RunDirectory, Mapping[str, Any]]) -> dict[str, Any]:
