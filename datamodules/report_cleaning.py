@@ -228,6 +228,7 @@ _LABEL = re.compile(
     + r")(?:[ \t]*:|[ \t]+[-–][ \t]+|[ \t]*(?=\n|$))",
     re.IGNORECASE,
 )
+_BEFORE_FINDINGS = re.compile(r"clinical|history|indication|technique|view|exam|comparison|finding|report(?!ed)", re.I)
 _NO_END = re.compile(r"(?:(?:^|\W)(?i:dr|mr|mrs|ms|prof|e\.g|i\.e|cf|vs|approx)|(?:^|\W)[A-Z]|^\W*\d{1,2})\.$")
 _GOES_ON = re.compile(r"(?:,|\b(?:the|a|an|of|in|on|at|to|by|for|with|and|or|is|are|no|from|as|than|near))$", re.I)
 
@@ -259,8 +260,10 @@ def _clean_once(text: str) -> tuple[str, list[Removed]]:
     parts = list(_parts(text))
     for number, (rule, label, body) in enumerate(parts, start=1):
         if rule in SECTIONS:
-            unclear = number == len(parts) and ("\n" not in text or not kept)
-            header, body = _header_of(body, unclear)
+            last = number == len(parts)
+            unclear = last and ("\n" not in text or not kept)
+            before_findings = not last and _BEFORE_FINDINGS.match(parts[number][1]) is not None
+            header, body = _header_of(body, before_findings, unclear)
             label = " ".join(f"{label} {header}".split())
         if rule:
             removed.append((rule.name, label))
@@ -284,15 +287,16 @@ def _parts(text: str) -> Iterator[tuple[Rule | None, str, str]]:
     yield rule, label, text[begin:]
 
 
-def _header_of(body: str, unclear: bool) -> tuple[str, str]:
-    """A section's own text, and what stands behind it.
+def _header_of(body: str, before_findings: bool, unclear: bool) -> tuple[str, str]:
+    """A section's own text, and what stands behind it up to the next label.
 
     It ends with its line, or the next one where the label stands alone, but goes on over lines that begin with a small
-    letter. Where it is `unclear` whether the rest of the report belongs to it, it is one sentence.
+    letter; if findings, or one more section, have a label of their own behind it, it goes on to an empty line. Where
+    it is `unclear` whether the rest of the report belongs to it, it is one sentence.
     """
     lines = body.split("\n")
     end = 1 if lines[0].strip() else 2
-    while end < len(lines) and lines[end].strip()[:1].islower():
+    while end < len(lines) and (lines[end].strip()[:1].islower() or (before_findings and lines[end].strip())):
         end += 1
     header, rest = "\n".join(lines[:end]), "\n".join(lines[end:])
     if unclear and not rest.strip():
@@ -335,6 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N rows")
     parser.add_argument("--show", action="store_true", help="print the sentences too: patients' text")
     options = parser.parse_args(argv)
+    if options.limit is not None and options.limit < 1:
+        parser.error(f"--limit {options.limit}: choose 1 or more")
     try:
         reports = [row[options.column] for _, row in islice(read_csv(options.file, (options.column,)), options.limit)]
     except DataFault as fault:
