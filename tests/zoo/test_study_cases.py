@@ -56,10 +56,36 @@ def test_changes_are_of_the_same_cases_and_resample_patients(written):
     assert "| x at 0.9 | x at 0.5 | +1.0000 [+0.0000, +2.0000] |" in text
 
 
+def test_seeds_may_draw_other_cases_of_the_same_patients(written):
+    """Patient p has a, b and c, of which no seed has all; patient q has d."""
+    tables = [
+        [table(values, ids, patient=np.array(patients)) for values, ids, patients in runs]
+        for runs in (
+            [([0, 0, 0], "abd", [0, 0, 1]), ([0, 0, 0], "dbc", [0, 1, 1])],
+            [([1, 1, 3], "abd", [0, 0, 1]), ([5, 1, 1], "dbc", [0, 1, 1])],
+        )
+    ]
+    written.add("x", [0.0, 0.0], 0.9, tables[0]).add("x", [1.7, 2.3], 0.5, tables[1])
+    results = boxes(written, [Arm("x", (), {}, {"data.dice": [0.9, 0.5]})], seeds=(0, 1))
+    assert results.cases.design() == "paired: the same 4 cases at every point"
+    (change,) = results.cases.changes()
+    assert change.change == (1 + 1 + 1 + 4) / 4
+    assert change.ci95 == (1.0, 4.0)  # p's three together, or q's alone
+
+
+def test_an_arm_is_paired_though_another_has_more_cases(written):
+    for at, value in ((0.9, 0.3), (0.5, 0.1)):
+        written.add("x", [value], at, [table([value] * 2, "ab")])
+    written.add("y", [0.5], tables=[table([0.5] * 4)])
+    results = boxes(written, [Arm("x", (), {}, {"data.dice": [0.9, 0.5]}), Arm("y", (), {}, {})], seeds=(0,))
+    assert results.cases.design() == "paired: the same 2 cases at every point of 'x'"
+    (change,) = results.cases.changes()
+    assert (change.before, change.change) == ("x at 0.9", pytest.approx(-0.2))
+
+
 def test_points_with_other_cases_are_not_compared_case_by_case(written):
     written.add("x", [0.2], 0.9, [table([0.1, 0.3], "ab")]).add("x", [0.2], 0.5, [table([0.1, 0.3], "ac")])
     results = boxes(written, [Arm("x", (), {}, {"data.dice": [0.9, 0.5]})], seeds=(0,))
-    assert not results.cases.paired
     assert results.cases.changes() == []
     assert "; not paired: the points differ in their cases." in markdown(results)
 

@@ -47,11 +47,15 @@ class Reports:
         own = [table.columns[metric] for table in self.tables.values() if metric in table.columns]
         return np.concatenate(own) if own else np.empty(0)
 
+    def all_have(self, metric: str) -> bool:
+        """Whether every report has the metric."""
+        return all(metric in table.columns for table in self.tables.values())
+
     def means(self, metric: str) -> np.ndarray:
-        """Each case's mean over the seeds that have the metric, `(case,)`, in the order of `cases`."""
+        """Each case's mean over its reports, which must all have the metric, `(case,)`, in the order of `cases`."""
         own: dict[str, list[float]] = {}
         for table in self.tables.values():
-            for case, value in zip(table.ids, table.columns.get(metric, ()), strict=False):
+            for case, value in zip(table.ids, table.columns[metric], strict=True):
                 own.setdefault(case, []).append(value)
         return np.array([np.mean(own[case]) for case in self.cases])
 
@@ -121,27 +125,27 @@ class Cases:
     metrics: tuple[str, ...]
 
     @cached_property
-    def paired(self) -> bool:
-        """Whether all runs of all points have reported on the same cases."""
-        every = {frozenset(table.ids) for row in self.rows for table in row.tables.values()}
-        return len(self.rows) > 1 and len(every) == 1
+    def paired(self) -> dict[str, list[Reports]]:
+        """The arms whose points, two or more, have the same cases."""
+        arms: dict[str, list[Reports]] = {}
+        for row in self.rows:
+            arms.setdefault(row.point.arm, []).append(row)
+        return {arm: rows for arm, rows in arms.items() if len(rows) > 1 and _same_cases(rows)}
 
     @property
     def unit(self) -> str:
         """What the intervals of changes resample."""
-        columns = next(iter(self.rows[0].tables.values())).columns
+        columns = {name for row in self.rows for table in row.tables.values() for name in table.columns}
         return next((several for one, several in UNITS.items() if one in columns), "cases")
 
-    def sizes(self) -> str:
-        """The number of cases at a point, or from fewest to most."""
-        counts = sorted({len(row.cases) for row in self.rows})
-        return "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-
     def design(self) -> str:
-        """Whether the points can be compared case by case, for a caption."""
-        if self.paired:
-            return f"paired: the same {self.sizes()} cases at every point"
-        return "not paired: the points differ in their cases" if len(self.rows) > 1 else f"{self.sizes()} cases"
+        """Which points can be compared case by case, for a caption."""
+        if len(self.rows) < 2:
+            return f"{len(self.rows[0].cases)} cases"
+        if _same_cases(self.rows):
+            return f"paired: the same {len(self.rows[0].cases)} cases at every point"
+        arms = [f"the same {len(rows[0].cases)} cases at every point of {arm!r}" for arm, rows in self.paired.items()]
+        return f"paired: {', '.join(arms)}" if arms else "not paired: the points differ in their cases"
 
     def quartiles(self) -> list[Quartiles]:
         """Point by point, metric by metric."""
@@ -154,27 +158,19 @@ class Cases:
         ]  # fmt: skip
 
     def changes(self) -> list[Change]:
-        """Along every arm's axis, metric by metric; none where the points differ in their cases."""
-        return list(self._changes()) if self.paired else []
-
-    def _changes(self) -> Iterator[Change]:
-        table = next(iter(self.rows[0].tables.values()))
-        clusters = None if table.clusters is None else table.clusters[np.argsort(table.ids)]
-        for before, after in pairwise(self.rows):
-            if before.point.arm != after.point.arm:
-                continue
-            for metric in self.metrics:
-                if not (len(before.values(metric)) and len(after.values(metric))):
-                    continue
-                changes = after.means(metric) - before.means(metric)
-                drawn = resample(changes[:, None], clusters)
-                interval = None if drawn is None else bootstrap_ci(drawn[0], mean, drawn[1])
-                yield Change(before.point.name, after.point.name, metric, float(changes.mean()), interval)
+        """Between neighbours on the axes of arms that are paired, metric by metric."""
+        return [
+            _change(before, after, metric)
+            for rows in self.paired.values()
+            for before, after in pairwise(rows)
+            for metric in self.metrics
+            if before.all_have(metric) and after.all_have(metric)
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Quartiles and changes as plain data."""
         return {
-            "paired": self.paired,
+            "paired": self.design(),
             "intervals": f"percentile bootstrap over {self.unit}",
             "quartiles": [asdict(row) for row in self.quartiles()],
             "changes": [asdict(row) for row in self.changes()],
@@ -187,6 +183,35 @@ class Cases:
         rows.writeheader()
         rows.writerows(map(asdict, self.quartiles()))
         return text.getvalue()
+
+
+def _same_cases(rows: Sequence[Reports]) -> bool:
+    """Whether the points have the same cases, in each seed too that they have runs of: seeds may draw others."""
+    of_seed: dict[int, set[frozenset[str]]] = {}
+    for row in rows:
+        for seed, table in row.tables.items():
+            of_seed.setdefault(seed, set()).add(frozenset(table.ids))
+    return all(row.cases == rows[0].cases for row in rows) and all(len(sets) == 1 for sets in of_seed.values())
+
+
+def _change(before: Reports, after: Reports, metric: str) -> Change:
+    changes = after.means(metric) - before.means(metric)
+    drawn = resample(changes[:, None], _clusters(before))
+    interval = None if drawn is None else bootstrap_ci(drawn[0], mean, drawn[1])
+    return Change(before.point.name, after.point.name, metric, float(changes.mean()), interval)
+
+
+def _clusters(row: Reports) -> list[str]:
+    """For each of the cases the first one of its patient or examination, as any seed's table joins them."""
+    joined = {case: {case} for case in row.cases}
+    for table in row.tables.values():
+        parts: dict[float, list[str]] = {}
+        for case, number in zip(table.ids, table.clusters if table.clusters is not None else (), strict=False):
+            parts.setdefault(number, []).append(case)
+        for part in parts.values():
+            whole = set().union(*(joined[case] for case in part))
+            joined |= dict.fromkeys(whole, whole)
+    return [min(joined[case]) for case in row.cases]
 
 
 def read_cases(
