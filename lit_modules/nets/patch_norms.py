@@ -6,7 +6,8 @@ is tuned, a map before and a map after are the same map; only another input (the
 adapters in the tower can change it.
 
 The paper takes "hidden representations" of MedGemma without saying which. Here they are those that enter the tower's
-last LayerNorm: after it all patches of an untrained tower are equally long, and of a trained one nearly so by design.
+last LayerNorm: after it, all patches of an untrained tower are equally long. How far the gains of a trained one part
+them again has not been measured.
 """
 
 from __future__ import annotations
