@@ -22,7 +22,7 @@ from datamodules.phantom.organs import paint_anatomy
 from datamodules.phantom.patient import Patient, draw_patient
 from datamodules.phantom.pneumothorax_wording import PLACES, SIDES, SIZES, Chest, Lesion
 from datamodules.phantom.radiograph import LEVEL, WATER, Detector, Film, Lattice, attenuation, magnification
-from datamodules.phantom.render import densities
+from datamodules.phantom.render import tissue_densities
 from datamodules.phantom.shapes import Box
 
 SIZE = 512  # pixels of a side; CANDID-PTX has 1024
@@ -97,7 +97,7 @@ def project_thorax(seed: int) -> Thorax:
     anatomy = draw_patient(seed).anatomy
     frame, canvas = random.Random(f"phantom detector {seed}"), Lattice(anatomy)
     paint_anatomy(canvas, anatomy, np.random.default_rng(seed))
-    thickness = attenuation(densities(canvas, Patient(seed, anatomy, ())))
+    shadow = np.take(attenuation(tissue_densities(Patient(seed, anatomy, ()))), canvas.tissue)  # per mm
     side, top = frame.uniform(326, 336), LEVEL + (float(canvas.z[-1]) - LEVEL) * magnification(-100)
     detector = Detector(SIZE, SIZE, side / SIZE, -side / 2, top)
     heart, lung = canvas.masks["heart"], canvas.masks["lung"]
@@ -107,9 +107,9 @@ def project_thorax(seed: int) -> Thorax:
     middle, lungs = int(np.searchsorted(canvas.x, 0.0)), {}
     for name, half in (("right", slice(0, middle)), ("left", slice(middle, columns.stop))):
         box = (rows, depths, half)
-        lungs[name] = detector.project(canvas, thickness[box] * lung[box], box)
+        lungs[name] = detector.project(canvas, shadow[box] * lung[box], box)
     fields = {name: ((lung > 0.01) & seen).astype(np.float32) for name, lung in lungs.items()}
-    return Thorax(detector.project(canvas, thickness), lungs, fields, detector.pitch)
+    return Thorax(detector.project(canvas, shadow), lungs, fields, detector.pitch)
 
 
 def _depths(organ: np.ndarray) -> Box:
