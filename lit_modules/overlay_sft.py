@@ -67,7 +67,7 @@ class OverlaySFT(ReportGenerator):
         overlay: See `Overlay`.
         tuning: Train adapters, everything, or nothing.
         lora: See `qlora.Adapters`.
-        quantization: What the frozen weights lie in: `nf4`, or as read. Nothing is quantised in `phantom:` dry runs.
+        quantization: What the frozen weights lie in: `nf4`, or as they are read.
         init_from: A checkpoint of this method (a ZeRO checkpoint is a folder), whose trained weights it begins with.
         mask_prompt: Learn the report alone; `false`: the prompt too, as TRL does with whole conversations.
         max_length: Longest sequence in training, tokens, the image's among them; a longer report loses its end.
@@ -126,6 +126,8 @@ class OverlaySFT(ReportGenerator):
         vlm = build_vlm(
             settings.vlm, getattr(torch, settings.dtype), quantization, {"": self._place()}, phantom=settings.phantom
         )
+        if meta and settings.quantization == "nf4":
+            qlora.as_if_quantised(vlm)
         qlora.repair_on_cpu(vlm)
         if settings.gradient_checkpointing:
             vlm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -87,11 +87,15 @@ def estimate(model: nn.Module, config: Config, batch: EffectiveBatch) -> Memory:
     half = "16" in str(config.values["trainer"]["precision"])
     zero = config.zero
     true_half = half and (zero or str(config.values["trainer"]["precision"]).endswith("true"))
-    sizes = [(weight.numel(), 2 if true_half else weight.element_size()) for weight in model.parameters()]
+    # `bits`: a method says so where a weight will be quantised as it is read.
+    sizes = [
+        (weight.numel(), getattr(weight, "bits", 16 if true_half else 8 * weight.element_size()))
+        for weight in model.parameters()
+    ]
     each = 2 if true_half else 4
     shares = batch.devices * batch.nodes if zero else 1
     buckets = 2 * min(BUCKET, trainable) * each if zero else 0
-    weights = sum(count * size for count, size in sizes)
+    weights = int(sum(count * bits for count, bits in sizes) / 8)
     if config.untrained:
         return Memory(weights)
     activations = _activations(model, config, batch.micro, 2 if half else 4)
@@ -107,7 +111,7 @@ def _activations(model: nn.Module, config: Config, micro: int, size: int) -> int
     length = settings.get("max_length") or 0
     kept = KEPT_CHECKPOINTED if settings.get("gradient_checkpointing") else KEPT
     settings_of: list[Any] = [getattr(module, "config", None) for module in model.modules()]
-    languages = [found for found in settings_of if hasattr(found, "vocab_size")]
+    languages = [each for each in settings_of if hasattr(each, "vocab_size") and hasattr(each, "num_hidden_layers")]
     if not languages:
         return 0
     language = max(languages, key=lambda found: found.vocab_size)

@@ -59,6 +59,7 @@ def quantization_config(quantization: Quantization) -> Any:
     if not bitsandbytes_there():
         raise SettingsFault("nf4 needs bitsandbytes: pip install bitsandbytes, or set model.quantization=none")
     from transformers import BitsAndBytesConfig
+
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -66,6 +67,18 @@ def quantization_config(quantization: Quantization) -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_quant_storage=torch.uint8,
     )
+
+
+def as_if_quantised(model: Any) -> None:
+    """On the meta device, says for each weight that `nf4` would quantise how many `bits` it would take.
+
+    NF4 and a scale of 8 bits for 64 weights, with one of 32 bits for 256 scales (§3).
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            weight: Any = module.weight
+            weight.bits = 4 + 8 / 64 + 32 / (64 * 256)
 
 
 def adapt(model: Any, adapters: Adapters, language: str) -> Any:

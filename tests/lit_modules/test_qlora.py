@@ -35,6 +35,12 @@ def test_linear_layers_lie_in_4_bits_doubly_quantised_and_the_head_does_not(fami
     linear = {name: layer for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}
     other = {name for name, layer in linear.items() if not isinstance(layer, Linear4bit)}
     assert other == {"lm_head"} and any("vision" in name or "visual" in name for name in linear)
+    with torch.device("meta"):
+        dry = build_vlm(f"phantom:{family}", torch.bfloat16)
+    qlora.as_if_quantised(dry)  # a dry run counts the same layers as quantised
+    assert {f"{name}.weight" for name in set(linear) - other} == {
+        name for name, weight in dry.named_parameters() if hasattr(weight, "bits")
+    }
     state = next(layer.weight.quant_state for layer in linear.values() if isinstance(layer, Linear4bit))
     assert (state.quant_type, state.nested, state.dtype) == ("nf4", True, torch.bfloat16)
 

@@ -69,6 +69,8 @@ def test_the_estimate_shares_what_zero2_shares(toy):
     assert estimate(model, summed, effective_batch(summed)).host == 10e6
     zero_shot = compose("toy", "phantom", (), [*settings, "trainer.max_epochs=0"])
     assert estimate(model, zero_shot, effective_batch(zero_shot)) == Memory(8e6)
+    next(model.parameters()).bits = 4  # as it will be read
+    assert estimate(model, zero_shot, effective_batch(zero_shot)) == Memory(6_500_000)
 
 
 def test_offloading_asks_for_the_machines_memory(toy, capsys):
