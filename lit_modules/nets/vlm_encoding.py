@@ -10,6 +10,7 @@ by the family's end of turn; with a limit on the length it is the answer that is
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,8 +56,9 @@ class VlmEncoder:
     def settings(self) -> dict[str, Any]:
         """All that `image_arrays` depends on."""
         images = self.processor.image_processor
-        found = images.to_dict() if hasattr(images, "to_dict") else dict(vars(images))
-        return {"family": self.processor.family.model_type, "images": found}
+        # Through JSON: numbers, without the names that Pillow gives some of them.
+        found = vars(images) if isinstance(images, Phi3VisionImageProcessor) else json.loads(images.to_json_string())
+        return {"family": self.processor.family.model_type, "images": dict(found)}
 
     @property
     def ends(self) -> list[int]:

@@ -120,7 +120,8 @@ class PublishedVLM:
         gated: The licence must be accepted on the hub before a download.
         parameters: As published, in billions.
         config: What its `config.json` says beyond transformers' defaults, so that a dry run on the meta device needs
-            no download. Checked by the number of parameters that it makes.
+            no download. Checked by the number of parameters that it makes, and by nothing else: what makes none (rotary
+            scaling, special ids) is from memory. Weights are always read with the `config.json` beside them.
     """
 
     abbreviation: str

@@ -1,7 +1,9 @@
 """What a model reads is what transformers' own processor would give it, and training and generation see the same."""
 
 import copy
+import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -176,6 +178,33 @@ def test_max_pixels_bounds_the_image_tokens_where_the_film_decides() -> None:
         assert encoder(family).settings() != encoder(family, max_pixels=few).settings()
     with pytest.raises(SettingsFault, match="max_pixels"):
         encoder("gemma3", max_pixels=1000).image_arrays(image)
+
+
+@pytest.mark.parametrize(
+    ("family", "published", "tokens"),
+    [
+        ("qwen2_vl", {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14}, 1369),
+        ("qwen3_vl", {"size": {"shortest_edge": 65536, "longest_edge": 16777216}, "patch_size": 16}, 1024),
+    ],
+)
+def test_a_film_of_candids_size_at_published_settings(
+    family: str, published: dict[str, Any], tokens: int, tmp_path: Path
+) -> None:
+    """The hub's older files name limits of their own, and a class of their own for Qwen3."""
+    kind = {"image_processor_type": "Qwen2VLImageProcessor" + ("Fast" if family == "qwen3_vl" else ""), "merge_size": 2}
+    encoder(family).processor.tokenizer.save_pretrained(tmp_path)
+    model(family).config.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(kind | published))
+    source = VlmEncoder(str(tmp_path))
+    ids = source.sample(source.image_arrays(noise(1024, 1024)), ASK, None)["input_ids"].tolist()
+    assert ids.count(source.processor.tokenizer.image_token_id) == tokens
+
+
+@FAMILY
+def test_a_store_knows_its_image_processor(family: str) -> None:
+    found = encoder(family).settings()
+    assert json.loads(json.dumps(found)) == found
+    assert found != VlmEncoder(f"phantom:{family}").settings()
 
 
 def test_an_encoder_travels_to_other_processes() -> None:
