@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -59,6 +59,10 @@ class PadChestGR(ReportDataModule):
     modality: ClassVar[str] = "radiograph"
     regions: ClassVar[tuple[str, ...]] = ()  # sentences belong to boxes, not to regions with names
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    published_counts: ClassVar[Mapping[str, int]] = {
+        "train studies": 3_185, "validation studies": 455, "test studies": 915, "patients": 4_459,
+        "positive findings": 7_037, "negative findings": 3_422,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -152,6 +156,20 @@ class PadChestGR(ReportDataModule):
         found = _given_boxes(boxes)
         return Study(id=image.stem, image=grey, boxes={"finding": found} if found else {}, files={"image": image})
 
+    def counts(self) -> Mapping[str, int]:
+        """Studies, patients and sentences of the reports that are in one official split."""
+        entries, _ = read_entries(self.root)
+        found = {f"{split} studies": sum(entry.split == split for entry in entries) for split in self.splits}
+        known = [bool(finding.labels) for entry in entries for finding in entry.findings if finding.labels is not None]
+        found |= {"positive findings": sum(known), "negative findings": len(known) - sum(known)}
+        return found | {"patients": len({entry.patient for entry in entries if entry.patient})}
+
+    def patients(self) -> Mapping[str, frozenset[str]]:
+        """Those of the official splits."""
+        entries, _ = read_entries(self.root)
+        of_split = {split: [entry.patient for entry in entries if entry.split == split] for split in self.splits}
+        return {split: frozenset(name for name in names if name) for split, names in of_split.items()}
+
     def open_store(self) -> Store | None:
         """A folder for each choice of boxes: they decide the arrays as much as the preprocessor's settings do."""
         store = super().open_store()
@@ -235,5 +253,5 @@ def _given_boxes(text: str) -> tuple[Box, ...]:
     boxes, wrong = boxes_of(raw if isinstance(raw, (list, str)) else str(raw))
     if wrong:
         expected = "expected x0,y0,x1,y1;… as fractions of the image, 0 to 1, or a JSON file with a list of such boxes"
-        raise SettingsFault(f"{'; '.join(what for what, _ in wrong)}: {expected}")
+        raise SettingsFault(f"{text!r}: {'; '.join(what for what, _ in wrong)}: {expected}")
     return tuple(boxes)

@@ -99,7 +99,7 @@ def find_images(root: Path) -> dict[str, list[Path]]:
 def boxes_of(raw: list[Any] | str) -> tuple[list[Box], list[tuple[str, bool]]]:
     """The boxes that can be used, clipped to the image; and what is wrong: `(words, whether a box was lost)`."""
     if isinstance(raw, str):
-        return [], [(f"boxes {raw!r} are no list of boxes", True)]
+        return [], [("boxes are no list of boxes", True)]  # unquoted: in a derived table they stand beside the sentence
     boxes: list[Box] = []
     wrong: list[tuple[str, bool]] = []
     for box in raw:

@@ -436,7 +436,7 @@ def test_one_radiograph_from_loose_files(root, tmp_path):
     [
         ("0.1,0.2,0.3", "is not four numbers: expected x0,y0,x1,y1"),
         ("10,20,300,400", "no area inside the image: expected"),
-        ("heart", "'heart' are no list of boxes: expected"),
+        ("heart", "'heart': boxes are no list of boxes: expected"),
         ("0.1,0.2,0.3,1.4", "reaches out of the image"),
     ],
 )
