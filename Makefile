@@ -4,7 +4,7 @@ UV := .uv/bin/uv
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lock wheel clean
+.PHONY: help demo test lock audit wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ test: .venv/ready  ## everything that CI runs: ruff, mypy, pytest
 
 lock: $(UV)  ## renew requirements.lock from pyproject.toml
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --extra dev pyproject.toml --output-file requirements.lock
+
+audit: .venv/ready | $(UV)  ## ask pypi.org for known weaknesses of what requirements.lock lists
+	$(BIN)/python -m zoo.pins requirements.lock
+	.uv/bin/uvx --quiet --python $(BIN)/python pip-audit@2.10.1 --strict --disable-pip --require-hashes --requirement requirements.lock
 
 wheel: .venv/ready  ## build the wheel into dist/
 	$(UV) build --quiet --wheel --out-dir dist
