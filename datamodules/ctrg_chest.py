@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ class CTRGChest(ReportDataModule):
 
     modality: ClassVar[str] = "ct"
     regions: ClassVar[tuple[str, ...]] = REGIONS
+    published_counts: ClassVar[Mapping[str, int]] = {"reports": 1_804}  # of all splits; the parts are each one's own
 
     def list_studies(self, split: str) -> tuple[list[Study], list[Fault]]:
         """Studies that have a volume and a report, by number."""
@@ -70,6 +72,10 @@ class CTRGChest(ReportDataModule):
         write_ctrg(
             self.root, train, validation, self.phantom_seed, max(1, self.num_workers), "drawing phantom patients"
         )
+
+    def counts(self) -> Mapping[str, int]:
+        """Reports of the annotation, over all its lists."""
+        return {"reports": sum(map(len, _read_annotation(self.root / "annotation.json").values()))}
 
     def study_from_files(self, volume: Path, masks: Path, mask_scheme: MaskScheme = "radgenome") -> Study:
         """One examination from loose files; see `ct_volume.ct_from_files`."""

@@ -72,6 +72,11 @@ class MimicCXR(ReportDataModule):
     modality: ClassVar[str] = "radiograph"
     regions: ClassVar[tuple[str, ...]] = ()
     splits: ClassVar[tuple[str, ...]] = ("train", "validation", "test")
+    published_counts: ClassVar[Mapping[str, int]] = {
+        "train images": 368_960, "train studies": 222_758, "train patients": 64_586,
+        "validation images": 2_991, "validation studies": 1_808, "validation patients": 500,
+        "test images": 5_159, "test studies": 3_269, "test patients": 293,
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -178,6 +183,22 @@ class MimicCXR(ReportDataModule):
     def patient_of(self, study: Study) -> str | None:
         """The name of the patient's folder, `p10000032`; `None` of loose files."""
         return study.files["image"].parts[-3] if study.split else None
+
+    def counts(self) -> Mapping[str, int]:
+        """Images, studies and patients of the split table."""
+        found = {}
+        radiographs, _ = read_radiographs(self.root)
+        for split in self.splits:
+            there = [radiograph for radiograph in radiographs if radiograph.split == split]
+            found[f"{split} images"] = len(there)
+            found[f"{split} studies"] = len({radiograph.study for radiograph in there})
+            found[f"{split} patients"] = len({radiograph.patient for radiograph in there})
+        return found
+
+    def patients(self) -> Mapping[str, frozenset[str]]:
+        """Those of the split table, named as `patient_of` names them."""
+        radiographs, _ = read_radiographs(self.root)
+        return {split: frozenset(f"p{r.patient}" for r in radiographs if r.split == split) for split in self.splits}
 
     def prepare_data(self) -> None:
         """As ever; then makes the smaller copies that are not there yet, and says what lacks the section."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,10 +36,14 @@ class RadGenomeChestCT(ReportDataModule):
 
     modality: ClassVar[str] = "ct"
     regions: ClassVar[tuple[str, ...]] = REGIONS
+    # Reg2RG §IV-A
+    published_counts: ClassVar[Mapping[str, int]] = {
+        "train volumes": 24_128, "validation volumes": 1_564, "patients": 21_304
+    }  # fmt: skip
 
     def list_studies(self, split: str) -> tuple[list[Study], list[Fault]]:
         """Studies that have a volume and a region report, by name."""
-        folder = self.root / ("train_preprocessed" if split == "train" else "valid_preprocessed")
+        folder = self._folder(split)
         masks = self.root / ("train_region_mask" if split == "train" else "valid_region_mask")
         table = self.root / "radgenome_files" / f"{split}_region_report.csv"
         reports, faults = read_region_reports(table)
@@ -66,6 +71,28 @@ class RadGenomeChestCT(ReportDataModule):
         write_radgenome(
             self.root, train, validation, self.phantom_seed, max(1, self.num_workers), "drawing phantom patients"
         )
+
+    def counts(self) -> Mapping[str, int]:
+        """Volumes that have a region report, and the patients whose folders hold them."""
+        found, patients = {}, set()
+        for split in self.splits:
+            table = self.root / "radgenome_files" / f"{split}_region_report.csv"
+            reports, _ = read_region_reports(table)
+            volumes = self._folder(split).glob(f"*/*/*{SUFFIX}")
+            there = [path for path in volumes if path.name.removesuffix(SUFFIX) in reports]
+            found[f"{split} volumes"] = len(there)
+            patients |= {path.parts[-3] for path in there}
+        return found | {"patients": len(patients)}
+
+    def patients(self) -> Mapping[str, frozenset[str]]:
+        """The names of the patients' folders, `train_1`."""
+        return {
+            split: frozenset(path.parts[-3] for path in self._folder(split).glob(f"*/*/*{SUFFIX}"))
+            for split in self.splits
+        }
+
+    def _folder(self, split: str) -> Path:
+        return self.root / ("train_preprocessed" if split == "train" else "valid_preprocessed")
 
     def study_from_files(self, volume: Path, masks: Path, mask_scheme: MaskScheme = "radgenome") -> Study:
         """One examination from loose files; see `ct_volume.ct_from_files`."""

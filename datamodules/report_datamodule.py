@@ -86,6 +86,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
     modality: ClassVar[str]
     regions: ClassVar[tuple[str, ...]]
     splits: ClassVar[tuple[str, ...]] = ("train", "validation")
+    published_counts: ClassVar[Mapping[str, int]] = {}  # what its makers or its papers count → how many
 
     def __init__(
         self,
@@ -313,6 +314,14 @@ class ReportDataModule(L.LightningDataModule, ABC):
                 row = [split, study.id, study.report, dict(study.regions or {}), files]
                 digest.update(json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
         return digest.hexdigest()
+
+    def counts(self) -> Mapping[str, int]:
+        """What `published_counts` names, counted in the dataset's own tables, whatever the settings use of them."""
+        return {}
+
+    def patients(self) -> Mapping[str, frozenset[str]]:
+        """Split → its patients by the dataset's tables, those of unused studies too; empty where they do not tell."""
+        return {}
 
     def requirements(self) -> list[tuple[str, bool, str]]:
         """What a user must bring: `(what, whether it is there, how to get it)`."""
