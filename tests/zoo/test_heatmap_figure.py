@@ -72,3 +72,23 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
     row = HeatmapRow("a", FILM, _row("a", 1.0).heatmap, np.ones((40, 60), np.uint8))
     with pytest.raises(UsageError, match="the mask is"):
         draw_heatmaps([row], tmp_path / "map.png")
+
+
+def test_a_signed_heatmap_is_clear_where_it_is_neutral_whatever_the_others_reach(tmp_path):
+    film = np.full((60, 60), 128, np.uint8)
+    values = np.full((2, 2), -1, np.float32), np.zeros((2, 2), np.float32), np.full((2, 2), 0.5, np.float32)
+    rows = [HeatmapRow("a", film, Heatmap(grid, "nats", signed=True)) for grid in values]
+    draw_heatmaps(rows, tmp_path / "map.png")
+    page = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
+    blue, orange = page[..., 2] - page[..., 0] > 60, page[..., 0] - page[..., 2] > 30
+    panel = (page == 128).all(-1).sum() / 4  # three films, and the neutral heatmap
+    assert 0.95 < blue.sum() / panel < 1.1 and 0.95 < orange.sum() / panel < 1.1  # the bar beside them is narrow
+
+
+def test_a_text_has_a_column_of_its_own_and_is_cut_where_it_is_longer_than_its_panel(tmp_path):
+    row, text = _row("a", 1.0), "small words " * 200 + "$\\frac"  # no formula, though it looks like one
+    draw_heatmaps([HeatmapRow("a", FILM, row.heatmap, text=text)], tmp_path / "map.png")
+    page = np.asarray(Image.open(tmp_path / "map.png").convert("L")).astype(int)
+    written = np.argwhere(page[:, int(0.72 * page.shape[1]) :] < 128)
+    assert len(written) > 2000 and written[:, 0].max() < 0.97 * page.shape[0]
+    assert written[:, 1].max() < 0.27 * page.shape[1], "the text must not reach the page's edge"
