@@ -234,14 +234,9 @@ class OverlaySFT(ReportGenerator):
         return {"vlm.": self.settings.vlm}
 
     def export(self, folder: Path) -> None:
-        """Writes the adapters as peft itself reads them: `adapter_config.json` and `adapter_model.safetensors`.
-
-        Raises:
-            SettingsFault: The model has none.
-        """
-        if self.settings.tuning != "lora":
-            raise SettingsFault(f"model.tuning={self.settings.tuning} has no adapters to export")
-        self.vlm.save_pretrained(folder, save_embedding_layers=False)
+        """Writes what reads films and texts, too; adapters as every method's."""
+        super().export(folder)
+        self.encoder.processor.save(folder)
 
     def requirements(self) -> list[Requirement]:
         """Weights and their licence, bitsandbytes, a GPU that holds the weights."""

@@ -158,6 +158,21 @@ class ReportGenerator(L.LightningModule, ABC):
         """State-dict prefix → the file or hub id that frozen weights come from. Checkpoints leave these out."""
         return {}
 
+    def export(self, folder: Path) -> None:
+        """Writes what other tools read of a built method: the tokenizer's files and, in `adapter/`, what peft loads.
+
+        Adapters must hold their weights; what they adapt may be without memory (meta device).
+        """
+        if (tokenizer := getattr(self, "tokenizer", None)) is not None:
+            tokenizer.save_pretrained(folder)
+        for name, part in self.named_children():
+            if hasattr(part, "peft_config"):  # peft's wrapping
+                peft: Any = part
+                peft.active_peft_config.base_model_name_or_path = self.frozen_files().get(f"{name}.")
+                # No embedding was trained; left to find out, peft asks the hub.
+                peft.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+                (folder / "adapter" / "README.md").unlink()  # peft's own card, a form to fill in
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Logs `train/loss`."""
         loss = self.loss(batch)
