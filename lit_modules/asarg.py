@@ -32,6 +32,7 @@ from torch import Tensor
 
 from datamodules.study import DataFault, SettingsFault, Study
 from lit_modules.asarg_samples import NAMES, AsargPreprocessor, Classes
+from lit_modules.checkpoint_file import checkpoint_at, file_of, read_checkpoint
 from lit_modules.nets import backbones, llava, lvm_med
 from lit_modules.nets.clip_image import PhantomCLIP, view_frame
 from lit_modules.nets.feature_fusion import FeatureFusion, Fusion, FusionSettings
@@ -39,7 +40,7 @@ from lit_modules.nets.llava_prompt import LlavaPrompt
 from lit_modules.nets.lvm_med import PhantomResNet
 from lit_modules.nets.pooled_maps import Frame
 from lit_modules.nets.structures import FINDINGS, structures_in
-from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement, weights_file
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Asarg(ReportGenerator):
         grid: Rows and columns of a pooled map.
         frame: What a map's grid covers, see `nets.pooled_maps`.
         trained: `all` but CLIP (stage 1), or the `projector` alone, with what is fused into it (stage 2, §4.1.2).
-        init_from: A checkpoint of this method (a ZeRO checkpoint is a folder), which brings every weight that it holds;
-            what it lacks (the maps' part, after a stage without maps) starts as ever.
+        init_from: A checkpoint of this method (a ZeRO checkpoint is a folder) or a name of the registry, which brings
+            every weight that it holds; what it lacks (the maps' part, after a stage without maps) starts as ever.
         max_length: Longest sequence in training, tokens, the image's among them; a longer answer is cut (LLaVA: 2048).
         gradient_checkpointing: Recompute the language model's layers in the backward pass (LLaVA's scripts).
         dtype: Precision of LLaVA's own weights.
@@ -194,19 +195,15 @@ class Asarg(ReportGenerator):
             DataFault: It cannot be read.
             SettingsFault: It is of another model.
         """
-        file = weights_file(Path(path))
-        if not file.is_file():
-            why = (
-                "given as model.init_from"
-                if path == self.settings.init_from
-                else "which model.init_from was trained on"
-            )
+        place = checkpoint_at(path)
+        if not file_of(place).is_file():
+            given = path == self.settings.init_from
+            why = "given as model.init_from" if given else "which model.init_from was trained on"
             raise FileNotFoundError(f"{path}: no such checkpoint, {why}")
-        try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            weights = checkpoint["module" if file != Path(path) else "state_dict"]
-        except Exception as error:  # torch raises a dozen kinds for a broken file
-            raise DataFault(f"{file}: cannot be read as a checkpoint ({type(error).__name__})") from error
+        checkpoint = read_checkpoint(place)
+        if checkpoint is None:
+            raise DataFault(f"{path} is no checkpoint of this project")
+        weights = checkpoint["state_dict"]
         there = self.state_dict()
         other = [key for key, value in weights.items() if key not in there or value.shape != there[key].shape]
         lacking = [key for key in there if key not in weights and key.startswith("fusion.") and "maps" not in key]
@@ -336,7 +333,7 @@ class Asarg(ReportGenerator):
         settings, needs = self.settings, []
         if settings.init_from:
             how = f"train the stage before, or set model.init_from=null (now {settings.init_from})"
-            there = weights_file(Path(settings.init_from)).is_file()
+            there = file_of(checkpoint_at(settings.init_from)).is_file()
             needs.append(Requirement(Path(settings.init_from).name, there, how))
         if settings.llava != llava.PHANTOM:
             there = llava.llava_at_hand(settings.llava)

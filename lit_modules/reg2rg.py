@@ -38,6 +38,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.study import SettingsFault
+from lit_modules.checkpoint_file import begin_from, checkpoint_at, file_of, read_checkpoint
 from lit_modules.nets import backbones
 from lit_modules.nets.lora import LoRA, Tuning, merged, tune, without_adapters
 from lit_modules.nets.perceiver import PerceiverSettings
@@ -96,7 +97,9 @@ class Reg2RG(ReportGenerator):
         perceiver: Resampler.
         vision_weights: The authors' `RadFM_vit3d.pth`.
         adapter_weights: The authors' `RadFM_perceiver_fc.pth`.
-        init_from: The authors' `pytorch_model.bin`: a whole trained model; nothing else is read then but the tokenizer.
+        init_from: What training begins with, a path or a name of the registry: the authors' `pytorch_model.bin` or that
+            file converted (`reg2rg@authors`), a whole trained model, so that nothing else is read but the tokenizer; or
+            a checkpoint of this method, which brings what it trained.
         freeze_vision: Do not train the encoder of volumes (authors' code).
         encoder_dropout: Leave the volume encoder's dropout on in training, frozen or not: faithful `True`, sound
             `False`.
@@ -202,7 +205,9 @@ class Reg2RG(ReportGenerator):
         config = backbones.build_config(settings.llm, settings.phantom, vocabulary)
         if not meta:
             _ = self.tokenizer  # checked before anything large is read
-        dtype, weights = getattr(torch, settings.dtype), settings.init_from is None
+        begun = read_checkpoint(checkpoint_at(settings.init_from)) if settings.init_from and not meta else None
+        partial = begun is not None and bool(begun["frozen_files"])
+        dtype, weights = getattr(torch, settings.dtype), settings.init_from is None or partial
         model = backbones.build_language_model(config, settings.llm, dtype, settings.phantom, weights)
         model.generation_config = self._generation(config)  # not the one that came with the weights
         if settings.gradient_checkpointing:
@@ -215,8 +220,11 @@ class Reg2RG(ReportGenerator):
             model.get_input_embeddings().embedding_dim,
             settings.freeze_vision,
         )
-        if not meta:
-            load_weights(self, settings.vision_weights, settings.adapter_weights, settings.init_from)
+        if not meta and (begun is None or partial):
+            whole = None if begun else settings.init_from
+            load_weights(self, settings.vision_weights, settings.adapter_weights, whole)
+        if begun:
+            begin_from(self, begun, str(settings.init_from), self._own_files())
         self.train(self.training)  # transformers hands models over in evaluation mode
 
     def train(self, mode: bool = True) -> Reg2RG:
@@ -340,12 +348,20 @@ class Reg2RG(ReportGenerator):
 
     def frozen_files(self) -> dict[str, str]:
         """The language model and the volume encoder, where they came from files."""
+        begun = self.settings.init_from
+        files = self._own_files()
+        if begun:
+            files = dict.fromkeys([*files, "embedding_layer.vision_encoder."], begun)
+        return files
+
+    def _own_files(self) -> dict[str, str]:
+        """The same, where `init_from` names none."""
         settings = self.settings
         files = {}
         if settings.llm not in backbones.PHANTOMS:
-            files["lang_model."] = settings.init_from or settings.llm
-        if vision := settings.init_from or settings.vision_weights:
-            files["embedding_layer.vision_encoder."] = vision
+            files["lang_model."] = settings.llm
+        if settings.vision_weights:
+            files["embedding_layer.vision_encoder."] = settings.vision_weights
         return files
 
     def requirements(self) -> list[Requirement]:
@@ -355,7 +371,7 @@ class Reg2RG(ReportGenerator):
         for name in ("vision_weights", "adapter_weights", "init_from"):
             if path := getattr(settings, name):
                 how = f"put the authors' file at {path}, or set model.{name}=null to start from random numbers"
-                needs.append(Requirement(Path(path).name, Path(backbones.located(path)).is_file(), how))
+                needs.append(Requirement(Path(path).name, file_of(checkpoint_at(path)).is_file(), how))
         if settings.llm not in backbones.PHANTOMS:
             there = backbones.at_hand(settings.llm, weights=settings.init_from is None)
             needs.append(Requirement(settings.llm, there, backbones.how_to_get(settings.llm)))

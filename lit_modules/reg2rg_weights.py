@@ -72,6 +72,11 @@ def _is_zip(path: str) -> bool:
         return file.read(2) == b"PK"  # files from before torch 1.6 cannot be mapped
 
 
+def from_authors_file(path: str, wanted: set[str]) -> dict[str, Tensor]:
+    """The weights of the authors' `pytorch_model.bin` under our names; the checkpoint registry writes them as ours."""
+    return from_authors(read(path), wanted)
+
+
 def from_authors(weights: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     """The authors' names → ours.
 

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from datamodules.masks import Box
 from datamodules.study import SettingsFault, Study
+from lit_modules.checkpoint_file import begin_from, checkpoint_at, file_of, read_checkpoint
 from lit_modules.nets import backbones
 from lit_modules.nets.attention_view import attention_grid
 from lit_modules.nets.beam_search import beam_search
@@ -118,7 +119,8 @@ class RegionFormer(ReportGenerator):
         fit: How an image that is not square is made so, see `nets.clip_image`: faithful `crop`, sound `pad`.
         unit_norm: Bring the two embeddings together to length 1 (§3.1 says so, the code does not).
         mapper: See `Mapper`.
-        init_from: A checkpoint of the authors' code (`<name>-best.pt`): GPT-2 and the mapper are read from it.
+        init_from: What training begins with, a path or a name of the registry: a checkpoint of this method, which
+            brings the mapper, or one of the authors' code (`<name>-best.pt`), which brings GPT-2 too.
         max_length: Longest text in training, tokens; longer ones are cut (authors' code: the split's mean + 10 standard
             deviations).
         decoding: See `Decoding`.
@@ -190,9 +192,9 @@ class RegionFormer(ReportGenerator):
         vocabulary = len(self.tokenizer) if settings.llm in backbones.PHANTOMS else 0
         config = backbones.build_config(settings.llm, settings.phantom, vocabulary)
         self._check(config)
-        gpt = backbones.build_language_model(
-            config, settings.llm, torch.float32, settings.phantom, weights=settings.init_from is None
-        )
+        begun = read_checkpoint(checkpoint_at(settings.init_from)) if settings.init_from and not meta else None
+        own_gpt = settings.init_from is None or begun is not None
+        gpt = backbones.build_language_model(config, settings.llm, torch.float32, settings.phantom, weights=own_gpt)
         self.gpt: GPT2LMHeadModel = gpt.requires_grad_(False)
         dim = build_vision_config(settings.clip, settings.phantom_clip).projection_dim
         self.clip_project = PrefixMapper(
@@ -202,7 +204,9 @@ class RegionFormer(ReportGenerator):
                 **vars(settings.mapper),
             )
         )
-        if settings.init_from and not meta:
+        if begun:
+            begin_from(self, begun, str(settings.init_from), {"gpt.": settings.llm})
+        elif settings.init_from and not meta:
             load_checkpoint(settings.init_from, self.gpt, self.clip_project)
         self.train(self.training)
 
@@ -376,8 +380,8 @@ class RegionFormer(ReportGenerator):
         settings = self.settings
         needs = []
         if settings.init_from:
-            how = f"put the authors' checkpoint at {settings.init_from}, or set model.init_from=null"
-            there = Path(backbones.located(settings.init_from)).is_file()
+            how = f"put a checkpoint at {settings.init_from}, or set model.init_from=null"
+            there = file_of(checkpoint_at(settings.init_from)).is_file()
             needs.append(Requirement(Path(settings.init_from).name, there, how))
         if settings.llm not in backbones.PHANTOMS:
             there = backbones.at_hand(settings.llm, weights=settings.init_from is None)

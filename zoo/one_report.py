@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from datamodules.study import DataFault, Study
-from lit_modules.report_generator import Heatmap, Report, ReportGenerator, weights_file
-from zoo.command import EnvironmentFault
+from datamodules.study import Study
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator
 from zoo.config import Config
 from zoo.gallery import write_study_page
 from zoo.gallery.page import Entry, RegionRow
 from zoo.provenance import git_state, versions
+from zoo.registry.load import load_checkpoint
 from zoo.run_directory import RunDirectory, atomic_write
 
 NOTICE = "Research use only; not a medical device. Do not share: may hold patient data."
@@ -28,40 +27,6 @@ PHANTOM_NOTICE = "The model was trained on drawn patients (phantom): what it say
 
 class Incomplete(Exception):
     """The model said less than it was asked for; the command ends with exit code 1."""
-
-
-def build_model(config: Config) -> ReportGenerator:
-    """The run's model with its networks.
-
-    Raises:
-        EnvironmentFault: They cannot be built, and something that they need is missing.
-    """
-    model: ReportGenerator = config.build("model")
-    try:
-        model.configure_model()
-    except Exception as error:
-        missing = [need for need in model.requirements() if not need.met]
-        if not missing:
-            raise
-        raise EnvironmentFault("; ".join(f"{need.what} is missing: {need.how}" for need in missing)) from error
-    return model
-
-
-def load_checkpoint(model: ReportGenerator, path: Path) -> None:
-    """Puts a checkpoint's weights into a built model; a ZeRO checkpoint is a folder.
-
-    Raises:
-        DataFault: It cannot be read, or is of another model.
-    """
-    file = weights_file(path)
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        if path.is_dir():
-            checkpoint["state_dict"] = checkpoint["module"]
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
-    except Exception as error:  # torch raises a dozen kinds for a broken file
-        raise DataFault(f"{file}: cannot load this checkpoint: {' '.join(str(error).split())[:400]}") from error
 
 
 def generate(config: Config, model: ReportGenerator, checkpoint: Path, study: Study) -> Report:

@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
 def _report(
     config: Config, run: RunDirectory, checkpoint: Path, given: dict[str, Any], arguments: argparse.Namespace
 ) -> None:
-    from zoo.one_report import Incomplete, build_model, generate, silent_regions, write_report
+    from zoo.one_report import Incomplete, generate, silent_regions, write_report
+    from zoo.registry.load import build_model
     from zoo.trainer import quiet, seed_everything
 
     quiet()
