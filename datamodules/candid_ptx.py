@@ -89,6 +89,7 @@ class CandidPTX(ReportDataModule):
     modality: ClassVar[str] = "radiograph"
     regions: ClassVar[tuple[str, ...]] = (REGION,)
     splits: ClassVar[tuple[str, ...]] = SPLITS
+    published_counts: ClassVar[Mapping[str, int]] = {"images": 19_237, "images with pneumothorax": 3_196}
 
     def __init__(
         self,
@@ -302,6 +303,12 @@ class CandidPTX(ReportDataModule):
     def patient_of(self, study: Study) -> str | None:
         """What the table's `filename` begins with, `P<number>`; `None` of loose files."""
         return (self.films()[study.id].patient if study.split else "") or None
+
+    def counts(self) -> Mapping[str, int]:
+        """Images of the table; of those with a pneumothorax, the ones whose rows agree."""
+        films, wrong = read_films(find_films_table(self.root))
+        positive = sum(bool(film.lesions) for film in films.values())
+        return {"images": len(films) + sum(wrong.values()), "images with pneumothorax": positive}
 
     def open_store(self) -> Store | None:
         """As ever, but masks of another quality are stored nowhere: a level differs in a few test images only, and

@@ -371,3 +371,9 @@ def test_loose_masks_that_are_none_are_refused(root, picture, tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     with pytest.raises(DataFault, match="9 × 9 pixels, not 1024 × 1024"):
         data.study_from_files(picture, str(tmp_path))
+
+
+def test_the_table_is_counted_as_its_makers_count(root):
+    data = made(root)
+    assert data.counts() == {"images": 15, "images with pneumothorax": 12}
+    assert data.published_counts.keys() == data.counts().keys()
