@@ -92,3 +92,10 @@ def test_a_text_has_a_column_of_its_own_and_is_cut_where_it_is_longer_than_its_p
     written = np.argwhere(page[:, int(0.72 * page.shape[1]) :] < 128)
     assert len(written) > 2000 and written[:, 0].max() < 0.97 * page.shape[0]
     assert written[:, 1].max() < 0.27 * page.shape[1], "the text must not reach the page's edge"
+
+
+def test_a_long_name_stays_beside_its_film(tmp_path):
+    draw_heatmaps([_row("-".join(["a-long-name"] * 12), 1.0)], tmp_path / "map.png")
+    page = np.asarray(Image.open(tmp_path / "map.png").convert("L")).astype(int)
+    name = np.argwhere(page[:, : int(0.05 * page.shape[1])] < 128)
+    assert len(name) > 200 and name[:, 0].min() > 5 and name[:, 0].max() < page.shape[0] - 6

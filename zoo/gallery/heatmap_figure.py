@@ -68,7 +68,7 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], path: Path, *, title: str = "", ph
         panels = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
         for row, height, (seen, looked, *said) in zip(rows, heights, panels, strict=True):
             _film(seen, row, row.image)
-            seen.set_ylabel(row.name, fontsize=9)
+            seen.set_ylabel(_wrapped(row.name, height), fontsize=9)
             grey = row.image if row.image.ndim == 2 else row.image.mean(-1)
             _film(looked, row, grey)
             drawn = _lay_over(looked, row.heatmap, scale)
@@ -91,6 +91,12 @@ def _scale(heatmaps: Sequence[Heatmap]) -> tuple[float, float]:
         return 0.0, 1.0
     most = float(abs(values).max())
     return (-most, most) if any(heatmap.signed for heatmap in heatmaps) else (float(values.min()), float(values.max()))
+
+
+def _wrapped(name: str, height: float) -> str:
+    """The row's name in lines that are no longer than the film is high, in inches."""
+    most = max(8, int(12 * height))
+    return "\n".join(line for part in name.splitlines() for line in textwrap.wrap(part, most))
 
 
 def _say(axes: Any, text: str, lines: int) -> None:
