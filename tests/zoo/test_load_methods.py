@@ -1,0 +1,150 @@
+"""What training begins with: the methods' own checkpoints in every form, names of the registry, the authors' file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import zoo
+from datamodules.study import SettingsFault
+from lit_modules.nets.backbones import PhantomSize
+from lit_modules.nets.clip_image import PhantomCLIP
+from lit_modules.nets.perceiver import PerceiverSettings
+from lit_modules.nets.vit3d import Encoder3D
+from lit_modules.reg2rg import Decoding, Reg2RG
+from lit_modules.reg2rg_weights import from_authors_file
+from lit_modules.regionformer import Mapper, RegionFormer
+from tests.lit_modules.reg2rg_tiny import golden_model
+from zoo.config import compose
+from zoo.registry.load import build_model
+from zoo.registry.manifest import find
+
+
+def regionformer(**other):
+    model = RegionFormer(
+        **{
+            "llm": "phantom:gpt2",
+            "phantom": PhantomSize(hidden=32, layers=1, heads=2, mlp=64),
+            "clip": "phantom:clip",
+            "phantom_clip": PhantomCLIP(hidden=32, layers=1, heads=2, mlp=64, patch=16, image=32),
+            "mapper": Mapper(prefix_length=2, clip_length=2, layers=1, heads=2),
+        }
+        | other
+    )
+    model.configure_model()
+    return model
+
+
+def reg2rg(**other):
+    encoder = Encoder3D(16, 8, patch_size=8, patch_frames=4, dim=24, depth=1, heads=2, mlp_dim=32)
+    model = Reg2RG(
+        llm="checkpoints/phantom-llama",
+        size=(16, 16, 8),
+        vision=encoder,
+        mask_encoder=Encoder3D(16, 8, patch_size=8, patch_frames=4, dim=24, depth=1, heads=2, mlp_dim=32, channels=1),
+        perceiver=PerceiverSettings(depth=1, latents=4, heads=2, dim_head=8),
+        gradient_checkpointing=False,
+        dtype="float32",
+        decoding=Decoding(max_new_tokens=4),
+        **other,
+    )
+    model.configure_model()
+    return model
+
+
+def trained(model):
+    """As if it had learnt something."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight))
+    return model
+
+
+def saved(model, place, form):
+    """The checkpoint as a run writes it, in one of its forms."""
+    content = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(content)
+    weights, frozen = content["state_dict"], json.dumps(content["frozen_files"])
+    told = {"format": "pt", "method": "x", "recipe": "phantom", "frozen_files": frozen, "tied": "{}"}
+    if form == "ckpt":
+        torch.save(content, place / "best.ckpt")
+        return place / "best.ckpt"
+    if form == "folder":  # ZeRO's, with the frozen weights in it, and one more that is no weight
+        states = place / "best.ckpt" / "checkpoint" / "mp_rank_00_model_states.pt"
+        states.parent.mkdir(parents=True)
+        module = model.state_dict() | {"scale": torch.ones(1)}
+        torch.save(content | {"module": module, "weight_names": list(weights)}, states)
+        return place / "best.ckpt"
+    save_file({name: value.contiguous() for name, value in weights.items()}, place / "model.safetensors", told)
+    return place if form == "export" else place / "model.safetensors"
+
+
+def same(one, other):
+    mine, others = one.state_dict(), other.state_dict()
+    return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+@pytest.mark.parametrize("build", [regionformer, reg2rg])
+@pytest.mark.parametrize("form", ["ckpt", "folder", "safetensors", "export"])
+def test_training_begins_where_a_run_ended(tmp_path, build, form):
+    model = trained(build())
+    place = saved(model, tmp_path, form)
+    begun = build(init_from=str(place))
+    assert same(begun, model) and not same(build(), model)
+    assert {n for n, p in begun.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+    assert set(begun.frozen_files().values()) == {str(place)}
+    assert all(need.met for need in begun.requirements())
+
+
+def test_another_models_weights_are_refused(tmp_path):
+    place = str(saved(regionformer(), tmp_path, "ckpt"))
+    with pytest.raises(SettingsFault, match="best.ckpt is of another model: size mismatch for clip_project"):
+        regionformer(init_from=place, input="image")
+    with pytest.raises(SettingsFault, match="best.ckpt: this checkpoint is of another model"):
+        regionformer(init_from=place, mapper=Mapper(prefix_length=2, clip_length=2, layers=2, heads=2))
+    with pytest.raises(SettingsFault, match="holds other weights"):
+        regionformer(init_from=place, phantom=PhantomSize(hidden=32, layers=1, heads=2, mlp=64, seed=1))
+
+
+def test_a_frozen_part_of_another_checkpoint_is_not_made_up_for(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    place = saved(trained(regionformer()), first, "ckpt")
+    on_top = saved(trained(regionformer(init_from=str(place))), second, "ckpt")
+    with pytest.raises(SettingsFault, match=r"was trained on gpt\. of another checkpoint"):
+        regionformer(init_from=str(on_top))
+
+
+def test_the_authors_file_converted_begins_as_the_file_itself(golden, tmp_path, monkeypatch):
+    model, _, _ = golden_model(golden, tmp_path)
+    wanted = model.state_dict()
+    weights = from_authors_file(str(tmp_path / "pytorch_model.bin"), set(wanted))
+    assert weights.keys() == wanted.keys()
+    monkeypatch.chdir(tmp_path)
+    Path("weights").mkdir()
+    told = {"method": "reg2rg", "recipe": "paper", "frozen_files": "{}", "tied": "{}"}
+    save_file({name: value.contiguous() for name, value in weights.items()}, "weights/reg2rg@authors.safetensors", told)
+    Path("pytorch_model.bin").unlink()
+    settings = vars(model.settings) | {"init_from": "reg2rg@authors", "vision_weights": "not/there.pth"}
+    begun = Reg2RG(**settings)
+    begun.configure_model()
+    assert same(begun, model), "neither the language model's own weights nor the encoder's are asked for"
+
+
+@pytest.mark.parametrize("name", ["regionformer-phantom"])
+def test_the_repositorys_baselines_report_and_are_trained_on(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = zoo.load(name)
+    assert not model.training
+    size = model.clip_project.linear.in_features
+    batch = {"ids": ["a", "b"], "embedding": torch.randn(2, size, generator=torch.Generator().manual_seed(0))}
+    assert all(report.text.endswith(".") for report in model.generate(batch))
+    entry = find(name)
+    begun = build_model(compose(entry.method, entry.recipe, (), [f"model.init_from={name}"]))
+    assert same(begun, model)
