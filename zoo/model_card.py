@@ -166,9 +166,13 @@ def _recipe(export: Exported) -> str:
     chosen = "".join(f" --with {name}" for name in config.ablations)
     text = f"`python -m zoo.fit --method {config.method} --recipe {config.recipe}{chosen}`, set as in `config.yaml`."
     changes = config.differences(export.recipe) if export.recipe else {}
-    if not changes:
+    rows = [
+        f"| `{key}` | `{there}` | `{here}` |"
+        for key, (there, here) in changes.items()
+        if not str(here).startswith("/path/to/")
+    ]
+    if not rows:
         return text
-    rows = [f"| `{key}` | `{there}` | `{here}` |" for key, (there, here) in changes.items()]
     return "\n".join([text, "", "| setting | in the recipe | here |", "|---|---|---|", *rows])
 
 

@@ -58,7 +58,15 @@ def test_the_weights_are_those_that_were_tested_also_where_they_lie_in_the_check
     assert main([str(run.path)]) == 0
     run.tested.unlink()
     assert main([str(run.path), "--output", str(tmp_path / "again")]) == 0
-    for folder in (run.path / "export", tmp_path / "again"):
+    content = torch.load(run.best, weights_only=True)
+    run.best.unlink()
+    (run.best / "checkpoint").mkdir(parents=True)  # as ZeRO leaves it
+    (run.best / "COMPLETE").touch()
+    content |= {"module": content["state_dict"] | {"other": torch.ones(1)}, "weight_names": list(content["state_dict"])}
+    del content["state_dict"]
+    torch.save(content, run.best / "checkpoint" / "mp_rank_00_model_states.pt")
+    assert main([str(run.path), "--output", str(tmp_path / "zero")]) == 0
+    for folder in (run.path / "export", tmp_path / "again", tmp_path / "zero"):
         torch.testing.assert_close(load_file(folder / "model.safetensors"), tested, rtol=0, atol=0)
         with safe_open(folder / "model.safetensors", "pt") as file:
             assert file.metadata() == told
@@ -102,6 +110,17 @@ def test_paths_in_figures_are_names():
     figures = {"a": {"searched": ["/home/jane/x"], "reason": "ValueError: /home/jane/w.pth and ~/.cache/a/b.txt broke"}}
     kept = {"b": ["https://hub.co/a/b", "CheXbert/RRG and/or 13a", 1.5, None]}
     assert public_figures(figures | kept) == {"a": {"reason": "ValueError: w.pth and b.txt broke"}} | kept
+
+
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [("/mnt/jane/llama", None), ("weights/llama.bin", None), ("google/medgemma-4b-it",) * 2, ("checkpoints/x",) * 2],
+)
+def test_an_adapter_names_a_base_that_others_have_or_none(base, kept, tmp_path):
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"r": 16, "base_model_name_or_path": base}))
+    zoo.export._clean_adapter(file)
+    assert json.loads(file.read_text()) == {"r": 16, "base_model_name_or_path": kept}
 
 
 def test_of_real_patients_the_card_says_so_and_names_whose_terms_hold(run, monkeypatch):
