@@ -136,7 +136,7 @@ def tested_weights(run: RunDirectory, config: Config) -> tuple[dict[str, Tensor]
     from datamodules.study import DataFault
     from lit_modules.report_generator import weights_file
     from zoo.run_directory import tested_checkpoint
-    from zoo.trainer import _untied, _without_path
+    from zoo.trainer import untied, without_path
 
     path = run.tested if run.tested.is_file() else tested_checkpoint(run.path)[1]
     try:
@@ -146,8 +146,8 @@ def tested_weights(run: RunDirectory, config: Config) -> tuple[dict[str, Tensor]
         content = torch.load(weights_file(path), map_location="cpu", weights_only=True, mmap=True)
         if path.is_dir():
             content["state_dict"] = {name: content["module"][name] for name in content["weight_names"]}
-        weights, tied = _untied(content["state_dict"])
-        frozen = {prefix: _without_path(source) for prefix, source in content["frozen_files"].items()}
+        weights, tied = untied(content["state_dict"])
+        frozen = {prefix: without_path(source) for prefix, source in content["frozen_files"].items()}
     except Exception as error:  # torch raises a dozen kinds for a broken file
         raise DataFault(f"{path}: cannot read these weights: {' '.join(str(error).split())[:400]}") from error
     of_run = {"format": "pt", "method": config.method, "recipe": config.recipe, "config_hash": config.hash()}

@@ -247,17 +247,17 @@ def write_tested(run: RunDirectory, checkpoint: Path, config: Config) -> Path:
     content = torch.load(weights_file(checkpoint), map_location="cpu", weights_only=True, mmap=True)
     if checkpoint.is_dir():
         content["state_dict"] = {name: content["module"][name] for name in content["weight_names"]}
-    weights, tied = _untied(content["state_dict"])
+    weights, tied = untied(content["state_dict"])
     if sum(weight.nbytes for weight in weights.values()) > TESTED_LIMIT:
         return checkpoint
     of_run = {"method": config.method, "recipe": config.recipe, "config_hash": config.hash()}
-    frozen = {prefix: _without_path(source) for prefix, source in content["frozen_files"].items()}
+    frozen = {prefix: without_path(source) for prefix, source in content["frozen_files"].items()}
     of_weights = {"frozen_files": json.dumps(frozen), "tied": json.dumps(tied)}
     atomic_write(run.tested, save(weights, {"format": "pt", **of_run, **of_weights}))
     return run.tested
 
 
-def _without_path(source: str) -> str:
+def without_path(source: str) -> str:
     """A hub id, a phantom or a folder of the project as it is; of anything else that lies here its name and hash."""
     path = Path(source)
     if source.startswith("checkpoints/") or not path.exists():
@@ -269,7 +269,7 @@ def _without_path(source: str) -> str:
         return f"{path.name} sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
-def _untied(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def untied(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Every tensor once, under its first name, and each other name → that one."""
     once: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
