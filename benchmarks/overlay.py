@@ -395,7 +395,9 @@ def _peak() -> float:
 def measure(root: Path, families: Sequence[str], steps: int, repeats: int) -> dict[str, dict[str, list[Run]]]:
     """Runs of each family and way."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["datamodules.candid_ptx", "lit_modules.overlay_sft", "trl.trainer.sft_trainer"])
+    context.set_forkserver_preload(
+        ["datamodules.candid_ptx", "lit_modules.overlay_sft", "trl.trainer.sft_trainer", "deepspeed"]
+    )
     found: dict[str, dict[str, list[Run]]] = {family: {way: [] for way in WAYS} for family in families}
     with Progress(transient=True) as progress:
         task = progress.add_task("", total=len(families) * repeats * len(WAYS))
