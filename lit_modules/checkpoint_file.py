@@ -65,13 +65,15 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
         raise DataFault(f"{file}: cannot be read as a checkpoint ({type(error).__name__}); fetch it anew") from error
     if checkpoint.is_dir():
         weights = content.pop("module")
-        return content | {"state_dict": {name: weights[name] for name in content.get("weight_names", weights)}}
+        content["state_dict"] = {name: weights[name] for name in content.get("weight_names", weights)}
     own = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
-    return content if own else None
+    return {"frozen_files": {}} | content if own else None
 
 
-def begin_from(model: ReportGenerator, checkpoint: dict[str, Any], source: str, own: Mapping[str, str | None]) -> None:
+def begin_from(model: ReportGenerator, checkpoint: dict[str, Any], source: str, own: Mapping[str, str | None]) -> bool:
     """Puts what another run of the same method trained into a built model, whose frozen parts are there.
+
+    Where that run's frozen part came from a checkpoint of the project itself, that one is loaded first.
 
     Args:
         model: The model.
@@ -79,24 +81,36 @@ def begin_from(model: ReportGenerator, checkpoint: dict[str, Any], source: str, 
         source: What `init_from` says, for messages.
         own: Prefix → the file or hub id that this model's frozen part came from.
 
+    Returns:
+        Whether a frozen part was brought by a checkpoint, so that `own` is no longer where it is from.
+
     Raises:
-        SettingsFault: The weights are of another model, or were trained on a frozen part that came from a checkpoint.
+        SettingsFault: The weights are of another model, or were trained on a frozen part that cannot be had from here.
     """
-    for prefix, below in checkpoint.get("frozen_files", {}).items():
-        trained_on_checkpoint = " sha256:" in below or file_of(checkpoint_at(below)).is_file()
-        if trained_on_checkpoint and below != own.get(prefix):
+    brought: list[str] = []
+    for prefix, below in checkpoint["frozen_files"].items():
+        if below == own.get(prefix):
+            continue
+        place = checkpoint_at(below)
+        there = file_of(place).is_file()
+        beneath = read_checkpoint(place) if there else None
+        if beneath is not None:
+            begin_from(model, beneath, below, own)
+            brought.append(prefix)
+        elif there or " sha256:" in below:
             raise SettingsFault(
-                f"{source} was trained on {prefix} of another checkpoint ({below}), which it does not hold; begin from "
-                "a run that was trained on published weights"
+                f"{source} was trained on frozen weights of {below}: begin from its own run's checkpoint"
             )
+    there_now = {name: value for name, value in model.state_dict().items() if name.startswith(tuple(brought))}
     try:
-        model.on_load_checkpoint(checkpoint)
+        model.on_load_checkpoint(checkpoint | {"state_dict": there_now | checkpoint["state_dict"]})
         model.load_state_dict(checkpoint["state_dict"], strict=False)
     except SettingsFault as fault:
         raise SettingsFault(f"{source}: {fault}") from None
     except RuntimeError as error:  # shapes
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         raise SettingsFault(f"{source} is of another model: {(lines or [str(error)])[0][:200]}") from None
+    return bool(brought)
 
 
 def _safetensors(file: Path) -> dict[str, Any] | None:

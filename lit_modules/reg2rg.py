@@ -154,6 +154,7 @@ class Reg2RG(ReportGenerator):
         super().__init__()
         self.settings = self.keep_settings(locals())
         self.settings.size = tuple(size)
+        self._frozen_from = init_from  # a whole model; not of a checkpoint of this method that lacks what files bring
         self.prompt = Prompt(
             self.settings.perceiver.latents,
             texture=texture,
@@ -224,7 +225,9 @@ class Reg2RG(ReportGenerator):
             whole = None if begun else settings.init_from
             load_weights(self, settings.vision_weights, settings.adapter_weights, whole)
         if begun:
-            begin_from(self, begun, str(settings.init_from), self._own_files())
+            self._frozen_from = None if partial else settings.init_from
+            if begin_from(self, begun, str(settings.init_from), self._own_files()):
+                self._frozen_from = settings.init_from
         self.train(self.training)  # transformers hands models over in evaluation mode
 
     def train(self, mode: bool = True) -> Reg2RG:
@@ -348,14 +351,13 @@ class Reg2RG(ReportGenerator):
 
     def frozen_files(self) -> dict[str, str]:
         """The language model and the volume encoder, where they came from files."""
-        begun = self.settings.init_from
         files = self._own_files()
-        if begun:
-            files = dict.fromkeys([*files, "embedding_layer.vision_encoder."], begun)
+        if self._frozen_from:
+            files = dict.fromkeys([*files, "embedding_layer.vision_encoder."], self._frozen_from)
         return files
 
     def _own_files(self) -> dict[str, str]:
-        """The same, where `init_from` names none."""
+        """The same, where `init_from` does not bring them."""
         settings = self.settings
         files = {}
         if settings.llm not in backbones.PHANTOMS:

@@ -156,6 +156,7 @@ class RegionFormer(ReportGenerator):
         if warmup_share is not None and not 0 <= warmup_share < 1:
             raise SettingsFault(f"model.warmup_share={warmup_share}: choose 0 to below 1")
         self.eyes = Eyes(clip, self.settings.phantom_clip, fit)
+        self._gpt_from = init_from or llm  # of a checkpoint of this method, which brings the mapper alone: `llm`
 
     # Built when they are needed: the tokenizer by the loader, networks by the Trainer.
 
@@ -205,7 +206,9 @@ class RegionFormer(ReportGenerator):
             )
         )
         if begun:
-            begin_from(self, begun, str(settings.init_from), {"gpt.": settings.llm})
+            self._gpt_from = settings.llm
+            if begin_from(self, begun, str(settings.init_from), {"gpt.": settings.llm}):
+                self._gpt_from = str(settings.init_from)
         elif settings.init_from and not meta:
             load_checkpoint(settings.init_from, self.gpt, self.clip_project)
         self.train(self.training)
@@ -349,7 +352,7 @@ class RegionFormer(ReportGenerator):
 
     def frozen_files(self) -> dict[str, str]:
         """GPT-2, by its files or by the phantom's seed."""
-        return {"gpt.": self.settings.init_from or self.settings.llm}
+        return {"gpt.": self._gpt_from}
 
     @cached_property
     def _frozen_sha256(self) -> dict[str, str]:

@@ -97,7 +97,7 @@ def test_training_begins_where_a_run_ended(tmp_path, build, form):
     assert {n for n, p in begun.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
-    assert set(begun.frozen_files().values()) == {str(place)}
+    assert begun.frozen_files() == model.frozen_files()
     assert all(need.met for need in begun.requirements())
 
 
@@ -111,14 +111,36 @@ def test_another_models_weights_are_refused(tmp_path):
         regionformer(init_from=place, phantom=PhantomSize(hidden=32, layers=1, heads=2, mlp=64, seed=1))
 
 
-def test_a_frozen_part_of_another_checkpoint_is_not_made_up_for(tmp_path):
+@pytest.mark.parametrize("build", [regionformer, reg2rg])
+def test_training_goes_on_from_what_was_gone_on_from(tmp_path, build):
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
-    place = saved(trained(regionformer()), first, "ckpt")
-    on_top = saved(trained(regionformer(init_from=str(place))), second, "ckpt")
-    with pytest.raises(SettingsFault, match=r"was trained on gpt\. of another checkpoint"):
-        regionformer(init_from=str(on_top))
+    place = saved(trained(build()), first, "ckpt")
+    model = trained(build(init_from=str(place)))
+    on_top = saved(model, second, "safetensors")
+    place.unlink()  # all that the second lacks is in published files
+    assert same(build(init_from=str(on_top)), model)
+
+
+def test_frozen_weights_of_another_checkpoint_come_from_there_or_are_missed(tmp_path):
+    """A whole model, and on top of it one that holds what it trained alone."""
+    whole = trained(reg2rg())
+    with torch.no_grad():
+        for weight in whole.parameters():
+            weight.add_(0.01)  # the frozen ones too
+    told = {"method": "reg2rg", "recipe": "paper", "frozen_files": "{}", "tied": "{}"}
+    below = tmp_path / "whole.safetensors"
+    save_file({name: value.contiguous() for name, value in whole.state_dict().items()}, below, told)
+    model = trained(reg2rg(init_from=str(below)))
+    assert set(model.frozen_files().values()) == {str(below)}
+    on_top = saved(model, tmp_path, "ckpt")
+    third = reg2rg(init_from=str(on_top))
+    assert same(third, model) and set(third.frozen_files().values()) == {str(on_top)}
+    content = torch.load(on_top, weights_only=True)
+    torch.save(content | {"frozen_files": {"lang_model.": "whole.safetensors sha256:00"}}, on_top)
+    with pytest.raises(SettingsFault, match="was trained on frozen weights of whole.safetensors"):
+        reg2rg(init_from=str(on_top))
 
 
 def test_the_authors_file_converted_begins_as_the_file_itself(golden, tmp_path, monkeypatch):
