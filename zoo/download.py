@@ -55,7 +55,11 @@ def download(argv: list[str]) -> None:
     from zoo.registry.manifest import find
 
     for entry in [find(name) for name in arguments.names]:
-        _bring(entry, arguments)
+        try:
+            _bring(entry, arguments)
+        except KeyboardInterrupt:
+            print("interrupted; run it again, it goes on from here", file=sys.stderr)
+            raise SystemExit(1) from None
 
 
 def _bring(entry: Entry, arguments: argparse.Namespace) -> None:
@@ -64,6 +68,10 @@ def _bring(entry: Entry, arguments: argparse.Namespace) -> None:
     from zoo.registry.fetch import WEIGHTS, fetch
 
     command.say(f"{entry.name}: {entry.what}. Licence: {entry.licence}")
+    root = arguments.to or WEIGHTS
+    if entry.converted_to and (root / entry.converted_to).is_file() and not (root / entry.name).exists():
+        command.say(f"  is {root / entry.converted_to} already; what it was made of is gone, and not needed")
+        return
     with _bars() as progress:
         found = fetch(entry, progress, arguments.to, arguments.source, arguments.mirror)
     for name in found.unknown:
@@ -71,7 +79,7 @@ def _bring(entry: Entry, arguments: argparse.Namespace) -> None:
     path = next(iter(found.files.values()))
     if entry.convert:
         command.say("  rewriting it as safetensors …")
-        path = convert(entry, path, next(iter(found.sums.values())), found.commit, arguments.to or WEIGHTS)
+        path = convert(entry, path, next(iter(found.sums.values())), found.commit, root)
     command.say(f"  {'lies in' if len(found.files) > 1 and not entry.convert else 'is'} "
                 f"{path.parent if len(found.files) > 1 and not entry.convert else path}")  # fmt: skip
     if entry.method:

@@ -1,11 +1,14 @@
 """`zoo.download` and the hub's real client against a stand-in of the hub: what breaks, lies, is gated or missing."""
 
+import fcntl
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +239,24 @@ def test_what_is_asked_for_must_be_in_the_registry(place, capsys):
     assert "model" in capsys.readouterr().out
 
 
+def test_two_processes_do_not_write_one_file(place, hub, capsys):
+    register(place, **model())
+    partial = place / "here" / "model" / "model.safetensors.partial"
+    partial.parent.mkdir(parents=True)
+    with partial.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(["model", "--to", "here"]) == 4
+    assert "another process fetches this file" in capsys.readouterr().err
+    assert main(["model", "--to", "here"]) == 0
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(place, hub, monkeypatch, capsys):
+    register(place, **model())
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert main(["model", "--to", "here"]) == 4
+    assert "GB are to come" in capsys.readouterr().err
+
+
 def test_help_imports_nothing_heavy():
     heavy = "{'torch', 'huggingface_hub', 'omegaconf', 'rich'}"
     code = f"import sys, zoo.download as d; d.main(['--help']); print(sorted({heavy} & set(sys.modules)))"
@@ -260,6 +281,10 @@ def test_a_converted_file_says_what_it_was_made_of(place, hub, toy, capsys):
         assert all(torch.equal(file.get_tensor(name), value) for name, value in built.state_dict().items())
     assert told["sha256"] == hashlib.sha256(content).hexdigest()
     assert told["source"] == f"someone/model/all.bin at {COMMIT}" and told["licence"] == "MIT"
+    shutil.rmtree(place / "weights" / "toy@authors")
+    hub.files.clear()
+    assert main(["toy@authors"]) == 0, "the converted file is enough"
+    (place / "weights" / "toy@authors.safetensors").unlink()
     torch.save({"layers.0.weight": torch.zeros(2, 2)}, place / "other")
     hub.files["all.bin"] = (place / "other").read_bytes()
     assert main(["toy@authors"]) == 3

@@ -72,6 +72,8 @@ def fetch(
         found = _from_folder(entry, progress, to or WEIGHTS, folder)
     elif entry.by_hand:
         raise UsageError(f"{entry.name}: {entry.by_hand}")
+    elif entry.hub and hub.offline() and entry.place == "weights":
+        found = _from_folder(entry, progress, to or WEIGHTS, to or WEIGHTS)
     elif entry.hub and hub.offline():
         found = Fetched()
         for name, path in hub.cached(entry).items():
@@ -129,7 +131,7 @@ def _checked(path: Path, fact: File, report: Report) -> tuple[Source, str]:
 
 def _from_folder(entry: Entry, progress: Progress, root: Path, folder: Path) -> Fetched:
     if not folder.is_dir():
-        raise UsageError(f"--from {folder}: there is no such folder")
+        raise UsageError(f"{folder}: there is no such folder to take {entry.name} from")
     noted = folder / f"{entry.name}.sha256"
     lines = [line.split("  ", 1) for line in noted.read_text("utf-8").splitlines()] if noted.is_file() else []
     sums = {name: sha256 for sha256, name in lines}
