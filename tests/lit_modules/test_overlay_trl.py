@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.overlay import (
+from benchmarks.overlay_training import (
     BATCH,
     EQUAL,
     FAIL,
