@@ -147,6 +147,7 @@ def say(line: str) -> None:
 
 def run(body: Callable[[], None]) -> int:
     """Runs a command's body and turns what it raises into an exit code and one line that says what to do."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
     try:
         body()
     except SystemExit as stop:  # argparse, and Lightning after an interrupt
