@@ -12,7 +12,7 @@ import numpy as np
 from datamodules.radiograph import to_8_bit
 from datamodules.study import Study
 from lit_modules.nets.overlay import PROMPT_1, PROMPT_2, Overlay, draw_mask
-from lit_modules.nets.vlm_encoding import VlmEncoder
+from lit_modules.nets.vlm_encoding import IGNORED, VlmEncoder
 
 REGION = "pneumothorax"  # whose mask is drawn
 _GUIDED = "guided"  # the stored array that says whether it was
@@ -64,11 +64,14 @@ class OverlayPreprocessor:
         """The batch.
 
         Its keys: `ids`; `turn`, what the model takes to learn, padded on the right, with `labels`; `prompt`, what it
-        takes to answer, padded on the left, in evaluation; `cut`, the ids of studies whose report was too long.
+        takes to answer, padded on the left, in evaluation; `learnt`, how far back from a turn's end its first label is;
+        `cut`, the ids of studies whose report was too long.
         """
         batch: dict[str, Any] = {"ids": [sample["id"] for sample in samples]}
         batch["cut"] = [sample["id"] for sample in samples if sample["cut"]]
         batch["turn"] = self.encoder.collate([sample["turn"] for sample in samples], "right")
+        learnt = (batch["turn"]["labels"][:, 1:] != IGNORED).any(0)  # nothing foretells a turn's first token
+        batch["learnt"] = len(learnt) - min(learnt.nonzero().flatten().tolist(), default=0)
         if all("prompt" in sample for sample in samples):
             batch["prompt"] = self.encoder.collate([sample["prompt"] for sample in samples], "left")
         return batch

@@ -27,18 +27,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.study import DataFault, SettingsFault, Study
+from lit_modules.checkpoint_file import begin_from, checkpoint_at, file_of, read_checkpoint
 from lit_modules.nets import qlora
 from lit_modules.nets.overlay import Overlay
 from lit_modules.nets.patch_norms import contrast, normalised, patch_norms
 from lit_modules.nets.phantom_vlm import PHANTOM, PhantomVLM
 from lit_modules.nets.vlm import build_vlm, family_of, how_to_get_vlm, vlm_at_hand
-from lit_modules.nets.vlm_encoding import VlmEncoder
+from lit_modules.nets.vlm_encoding import IGNORED, VlmEncoder
 from lit_modules.overlay_samples import REGION, OverlayPreprocessor
-from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement, weights_file
+from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class OverlaySFT(ReportGenerator):
         tuning: Train adapters, everything, or nothing.
         lora: See `qlora.Adapters`.
         quantization: What the frozen weights lie in: `nf4`, or as they are read.
-        init_from: A checkpoint of this method (a ZeRO checkpoint is a folder), whose trained weights it begins with.
+        init_from: A checkpoint of this method in any form, or a name of the registry, whose trained weights it begins
+            with.
         mask_prompt: Learn the report alone; `false`: the prompt too, as TRL does with whole conversations.
         max_length: Longest sequence in training, tokens, the image's among them; a longer report loses its end.
         max_pixels: Bound of a film's size, in pixels, for models that give a larger film more tokens (Qwen, Phi).
@@ -137,7 +140,10 @@ class OverlaySFT(ReportGenerator):
             vlm.requires_grad_(settings.tuning == "full")
         self.vlm = vlm
         if settings.init_from and not meta:
-            self._begin_from(Path(settings.init_from))
+            begun = read_checkpoint(checkpoint_at(settings.init_from))
+            if begun is None:
+                raise DataFault(f"{settings.init_from} is no checkpoint of this project")
+            begin_from(self, begun, settings.init_from, self.frozen_files())
         self.train(self.training)  # transformers hands models over in evaluation mode
 
     def _place(self) -> torch.device:
@@ -145,33 +151,21 @@ class OverlaySFT(ReportGenerator):
         trainer = getattr(self, "_trainer", None)
         return torch.device("cpu") if trainer is None else trainer.strategy.root_device
 
-    def _begin_from(self, path: Path) -> None:
-        """Loads another run's trained weights.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            DataFault: It cannot be read.
-            SettingsFault: It is of another model.
-        """
-        file = weights_file(path)
-        if not file.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint, given as model.init_from")
-        try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            weights = checkpoint["module" if path.is_dir() else "state_dict"]
-        except Exception as error:  # torch raises a dozen kinds for a broken file
-            raise DataFault(f"{file}: cannot be read as a checkpoint ({type(error).__name__})") from error
-        weights = {name: weights[name] for name in checkpoint.get("weight_names", weights)}
-        self.on_load_checkpoint({"state_dict": weights})
-        self.load_state_dict(weights, strict=False)
-
     # Training.
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Cross-entropy of the report's tokens and of its end, averaged over the batch's tokens."""
+        """Cross-entropy of the report's tokens and of its end, averaged over the batch's tokens.
+
+        Logits are made from the first of them on alone: for all of a batch, with Gemma's 262,144 words, they are
+        gigabytes.
+        """
         if batch["cut"]:
             rank_zero_warn(f"cut to model.max_length={self.settings.max_length} tokens: {', '.join(batch['cut'])}")
-        return self.vlm(**batch["turn"], use_cache=False).loss
+        turn = dict(batch["turn"])
+        labels = turn.pop("labels")[:, -batch["learnt"] :]
+        logits = self.vlm(**turn, use_cache=False, logits_to_keep=batch["learnt"] + 1).logits[:, :-1]
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return loss / (labels != IGNORED).sum().clamp(min=1)
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained; the rate grows linearly from 0 and falls linearly to 0."""
@@ -243,7 +237,7 @@ class OverlaySFT(ReportGenerator):
         settings, needs = self.settings, []
         if settings.init_from:
             how = f"train the run before, or set model.init_from=null (now {settings.init_from})"
-            there = weights_file(Path(settings.init_from)).is_file()
+            there = file_of(checkpoint_at(settings.init_from)).is_file()
             needs.append(Requirement(Path(settings.init_from).name, there, how))
         if not settings.vlm.startswith("phantom:"):
             needs.append(Requirement(settings.vlm, vlm_at_hand(settings.vlm), how_to_get_vlm(settings.vlm)))

@@ -74,8 +74,8 @@ def test_the_radiologists_mask_beside_the_given_one_is_not_drawn() -> None:
 def test_training_goes_without_the_prompt_and_evaluation_has_both() -> None:
     source = small().preprocessor()
     arrays = source.arrays(film())
-    assert set(source.collate([source(film(), arrays, random.Random(0))])) == {"ids", "cut", "turn"}
-    assert set(source.collate([source(film(), arrays, None)])) == {"ids", "cut", "turn", "prompt"}
+    assert set(source.collate([source(film(), arrays, random.Random(0))])) == {"ids", "cut", "learnt", "turn"}
+    assert set(source.collate([source(film(), arrays, None)])) == {"ids", "cut", "learnt", "turn", "prompt"}
 
 
 def test_loss_is_on_the_report_alone_or_also_on_the_prompt() -> None:
@@ -84,6 +84,19 @@ def test_loss_is_on_the_report_alone_or_also_on_the_prompt() -> None:
         turn = batch_of(model, film())["turn"]
         counted = said(model, turn["labels"][turn["labels"] != IGNORED])
         assert counted.endswith(REPORTS[0]) and (PROMPT_1 in counted) is not masked
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_from_few_logits_is_the_stock_models_own(family: str) -> None:
+    for masked in (True, False):
+        model = small(vlm=f"phantom:{family}", mask_prompt=masked)
+        batch = batch_of(model, film(0), film(1))
+        stock = model.vlm(**batch["turn"], use_cache=False).loss
+        torch.testing.assert_close(model.loss(batch), stock, rtol=0, atol=3e-6)
+        batch["turn"]["labels"][1] = IGNORED
+        assert abs(model.loss(batch).item() - stock.item()) > 1e-4
+        batch["turn"]["labels"][:] = IGNORED
+        assert model.loss(batch).item() == 0
 
 
 def test_a_report_that_is_too_long_is_cut_and_named() -> None:
@@ -201,7 +214,7 @@ def test_a_run_begins_from_anothers_adapters(tmp_path: Path) -> None:
     (tmp_path / "b.ckpt").write_bytes(b"broken")
     with pytest.raises(DataFault, match=r"b\.ckpt: cannot be read"):
         small(**settings, init_from=str(tmp_path / "b.ckpt"))
-    with pytest.raises(FileNotFoundError, match="given as model.init_from"):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         small(**settings, init_from=str(tmp_path / "c.ckpt"))
 
 
