@@ -223,9 +223,8 @@ class VlmEncoder:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)[
-        "input_ids"
-    ]  # specials are spelled out: a second <bos> would slip in
+    # Special tokens are spelled out: a second <bos> would slip in.
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _padded(values: Sequence[Tensor], fill: int, side: Side) -> list[Tensor]:
@@ -253,11 +252,8 @@ def _processor(vlm: str, phantom: PhantomVLM, max_pixels: int | None = None) -> 
     if isinstance(images, Phi3VisionImageProcessor):
         images.num_crops = max(1, max_pixels // images.crop**2)
     else:
-        least = min(images.size["shortest_edge"], max_pixels)
-        images.size = {
-            "shortest_edge": least,
-            "longest_edge": max_pixels,
-        }  # numbers of pixels, whatever they are called
+        # Numbers of pixels, whatever they are called.
+        images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels), "longest_edge": max_pixels}
     return processor
 
 
