@@ -9,20 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
 
 from datamodules.radiograph import to_8_bit
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import DataFault, Study
 from lit_modules.nets.patch_norms import contrast
 from lit_modules.report_generator import Heatmap, Report, ReportGenerator
+from zoo import one_report
 from zoo.command import EnvironmentFault, UsageError
 from zoo.config import Config, import_target, load
 from zoo.layers import flatten
-from zoo.one_report import load_checkpoint
 from zoo.run_directory import LAYOUT, MAY_DIFFER, run_of, tested_checkpoint
 from zoo.trainer import data_needs, device_needs, require, seed_everything
 
@@ -124,51 +121,18 @@ def ask(run: TestedRun, studies: Sequence[str], done: Callable[[], None]) -> lis
     listed = run.listed()
     read = [run.data.read(listed[name]) for name in studies]
     model: ReportGenerator = run.config.build("model")
-    preprocessor = model.preprocessor()
-    samples: Any = [preprocessor(study, preprocessor.arrays(study), None) for study in read]
-    asking = _Asking(run.checkpoint, read, run.data.regions, done)
-    settings = run.config.values["trainer"]
-    trainer = L.Trainer(
-        callbacks=[asking],
-        accelerator=settings["accelerator"],
-        devices=1,
-        precision=settings["precision"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.predict(model, DataLoader(samples, collate_fn=preprocessor.collate), return_predictions=False)
-    del model, trainer
-    gc.collect()  # the two hold each other, and the next run's model needs the memory
-    return asking.answers
+    answers = one_report.ask(run.config, model, run.checkpoint, read, done)
+    del model
+    gc.collect()  # the model and its trainer hold each other, and the next run's needs the memory
+    return [_answer(study, *found, run.data.regions) for study, found in zip(read, answers, strict=True)]
 
 
-class _Asking(Callback):
-    """Loads the weights once nothing rebuilds the model any more; asks where it looked while it is on its device."""
-
-    def __init__(
-        self, checkpoint: Path | None, studies: Sequence[Study], regions: Sequence[str], done: Callable[[], None]
-    ) -> None:
-        self.checkpoint, self.studies, self.regions, self.done = checkpoint, studies, regions, done
-        self.answers: list[Answer] = []
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        if self.checkpoint is not None:
-            load_checkpoint(pl_module, self.checkpoint)
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        (report,), study = outputs, self.studies[batch_idx]
-        assert study.image is not None, "a radiograph that was read has its image"
-        masks = study.masks or {}
-        shown = [name for name in self.regions if name in masks and masks[name].any()]
-        region = shown[0] if len(shown) == 1 else None
-        mask = masks[region] if region else None
-        heatmaps = dict(pl_module.explain(study, report.raw or report.text))
-        self.answers.append(Answer(to_8_bit(study.image), region, mask, report, heatmaps))
-        self.done()
+def _answer(study: Study, report: Report, heatmaps: Mapping[str, Heatmap], regions: Sequence[str]) -> Answer:
+    assert study.image is not None, "a radiograph that was read has its image"
+    masks = study.masks or {}
+    shown = [name for name in regions if name in masks and masks[name].any()]
+    region = shown[0] if len(shown) == 1 else None
+    return Answer(to_8_bit(study.image), region, masks[region] if region else None, report, heatmaps)
 
 
 def labels(runs: Sequence[TestedRun]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,31 @@ class Incomplete(Exception):
     """The model said less than it was asked for; the command ends with exit code 1."""
 
 
-def generate(config: Config, model: ReportGenerator, checkpoint: Path, study: Study) -> Report:
-    """The model's report, with the checkpoint's weights and in the precision that it was trained in.
+def ask(
+    config: Config,
+    model: ReportGenerator,
+    checkpoint: Path | None,
+    studies: Sequence[Study],
+    done: Callable[[], None] = lambda: None,
+) -> list[tuple[Report, Mapping[str, Heatmap]]]:
+    """What the model says of each study and where it looked, in the precision that it was trained in.
+
+    Args:
+        config: The run's.
+        model: Built or not.
+        checkpoint: Its weights; `None`: it is asked as it is built.
+        studies: With their pixels.
+        done: Called after each study.
 
     Raises:
         DataFault: The checkpoint cannot be read, or is of another model.
-        Incomplete: The model gave no report, or an empty one.
+        Incomplete: The model gave another number of reports than one of a study.
     """
     preprocessor = model.preprocessor()
-    sample = preprocessor(study, preprocessor.arrays(study), None)
-    reports = _Reports(checkpoint)
+    samples: Any = [preprocessor(study, preprocessor.arrays(study), None) for study in studies]
+    asking = _Asking(checkpoint, studies, done)
     trainer = L.Trainer(
-        callbacks=[reports],
+        callbacks=[asking],
         accelerator=config.values["trainer"]["accelerator"],
         devices=1,
         precision=config.values["trainer"]["precision"],
@@ -49,29 +62,32 @@ def generate(config: Config, model: ReportGenerator, checkpoint: Path, study: St
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    samples: Any = [sample]
     trainer.predict(model, DataLoader(samples, collate_fn=preprocessor.collate), return_predictions=False)
-    if len(reports.kept) != 1 or not reports.kept[0].text.strip():
-        found = "an empty report" if len(reports.kept) == 1 else f"{len(reports.kept)} reports"
-        raise Incomplete(f"asked for one report, the model gave {found}")
-    return reports.kept[0]
+    return asking.answers
 
 
-class _Reports(Callback):
-    """Loads the weights once nothing rebuilds the model any more, and keeps the reports as they are.
+class _Asking(Callback):
+    """Loads the weights once nothing rebuilds the model any more; asks where it looked while it is on its device.
 
     What `Trainer.predict` returns it copies field by field, which `Report` forbids.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-        self.kept: list[Report] = []
+    def __init__(self, checkpoint: Path | None, studies: Sequence[Study], done: Callable[[], None]) -> None:
+        self.checkpoint, self.studies, self.done = checkpoint, studies, done
+        self.answers: list[tuple[Report, Mapping[str, Heatmap]]] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        load_checkpoint(pl_module, self.checkpoint)
+        if self.checkpoint is not None:
+            load_checkpoint(pl_module, self.checkpoint)
 
-    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, *batch: Any) -> None:
-        self.kept += outputs
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if len(outputs) != 1:
+            raise Incomplete(f"asked for one report, the model gave {len(outputs)} reports")
+        report = outputs[0]
+        self.answers.append((report, dict(pl_module.explain(self.studies[batch_idx], report.raw or report.text))))
+        self.done()
 
 
 def silent_regions(study: Study, report: Report) -> list[str]:

@@ -19,8 +19,7 @@ DESCRIPTION = """\
 Writes DIR/report.json and DIR/report.html, a self-contained page, about one examination. Which files an examination
 takes is the dataset's to say: `--method NAME --help` lists them. Report text goes to DIR alone unless --show."""
 
-STEPS = ("reading the examination", "building the model", "writing the report", "asking where it looked",
-         "drawing the page")  # fmt: skip
+STEPS = ("reading the examination", "building the model", "writing the report", "drawing the page")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _report(
     config: Config, run: RunDirectory, checkpoint: Path, given: dict[str, Any], arguments: argparse.Namespace
 ) -> None:
-    from zoo.one_report import Incomplete, generate, silent_regions, write_report
+    from zoo.one_report import Incomplete, ask, silent_regions, write_report
     from zoo.registry.load import build_model
     from zoo.trainer import quiet, seed_everything
 
@@ -112,9 +111,9 @@ def _report(
             step()
             model = build_model(config)
             step()
-            report = generate(config, model, checkpoint, study)
-            step()
-            heatmaps = model.eval().explain(study, report.raw or report.text)
+            ((report, heatmaps),) = ask(config, model, checkpoint, [study])
+            if not report.text.strip():
+                raise Incomplete("asked for one report, the model gave an empty report")
             step()
             page = write_report(arguments.output, config, run, checkpoint, data.regions, study, report, heatmaps)
     except Incomplete as error:
