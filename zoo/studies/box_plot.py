@@ -98,7 +98,7 @@ def _count(slot: Sequence[Reports]) -> str:
 def _upright(axes: Any, slots: Sequence[Sequence[Reports]], label: str, axis: str) -> None:
     names = [str(row.point.arm if row.point.at is None else row.point.at) for row, *_ in slots]
     labels = [
-        f"{textwrap.fill(name, 14, break_long_words=False)}\nn={_count(slot)}"
+        f"{textwrap.fill(name, 14, break_long_words=False)}\n{_count(slot)}"
         for name, slot in zip(names, slots, strict=True)
     ]
     axes.set_xticks(range(len(slots)), labels, fontsize=8)
@@ -124,7 +124,7 @@ def _signs(cases: Cases, colours: dict[str, str]) -> list[Any]:
     from matplotlib.patches import Patch
 
     seeds = max(len(row.tables) for row in cases.rows)
-    report = "a case (n: their number)" if seeds == 1 else f"a case in one of {seeds} seeds (n: cases)"
+    report = f"{'a case' if seeds == 1 else f'a case in one of {seeds} seeds'}; in the last line, how many cases"
     box = f"median, quartiles; whiskers to the farthest within {WHISKERS} box lengths"
     return [
         *(Patch(facecolor=f"{colour}38", edgecolor=colour, label=arm) for arm, colour in colours.items()),
