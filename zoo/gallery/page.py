@@ -229,7 +229,7 @@ def _statement(entry: Entry, drawn: Radiograph, number: Mapping[str, int]) -> st
     ]
     known = entry.study.findings
     plain = ["negative"] if known == () else [name for name in known or () if name not in drawn.boxed]
-    plain += [] if drawn.boxed else ["no box"]
+    plain += ["no box"] if entry.study.boxes is not None and not drawn.boxed else []
     heads += [f'<span class="chip">{html.escape(name)}</span>' for name in plain]
     whose = 'class="region"'
     if len(drawn.boxed) == 1:  # all that is said is about it
