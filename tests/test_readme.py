@@ -32,13 +32,17 @@ def test_make(command: str) -> None:
     assert "zoo.fit" in done.stdout or "pytest" in done.stdout
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "zoo." in command])
-def test_zoo(command: str, tmp_path: Path) -> None:
+def tried(command: str) -> tuple[str, ...]:
+    """What is run of a command: a dry run where it trains, the help where it names the reader's own files."""
     module, *arguments = re.sub(r"^.*?-m (?=zoo\.)", "", command).split()
     if module in ("zoo.fit", "zoo.study") and arguments:
-        arguments.append("--dry-run")
-    elif any(EXAMPLES.search(argument) for argument in arguments):  # the reader's own files
-        arguments = ["--help"]
+        return module, *(one for one in arguments if one != "--dry-run"), "--dry-run"
+    return (module, "--help") if any(map(EXAMPLES.search, arguments)) else (module, *arguments)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(tried(line) for line in COMMANDS if "zoo." in line), ids=" ".join)
+def test_zoo(command: tuple[str, ...], tmp_path: Path) -> None:
+    module, *arguments = command
     arguments = [str(tmp_path / argument) if argument.endswith(".html") else argument for argument in arguments]
     line = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
