@@ -18,7 +18,6 @@ Differs from the paper in (results equal unless said otherwise):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -39,6 +38,7 @@ from lit_modules.nets.feature_fusion import FeatureFusion, Fusion, FusionSetting
 from lit_modules.nets.llava_prompt import LlavaPrompt
 from lit_modules.nets.lvm_med import PhantomResNet
 from lit_modules.nets.pooled_maps import Frame
+from lit_modules.nets.schedule import rate
 from lit_modules.nets.structures import FINDINGS, structures_in
 from lit_modules.report_generator import Heatmap, Report, ReportGenerator, Requirement
 
@@ -243,13 +243,7 @@ class Asarg(ReportGenerator):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        """Share of the learning rate at an optimiser step."""
-        total = self.optimizer_steps()
-        # The optimizer asks for its first rate before the total is known: a warm-up has at least that one step.
-        warmup = max(bool(self.settings.warmup_share), math.ceil(self.settings.warmup_share * total))
-        if step < warmup:
-            return step / warmup
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+        return rate(step, self.optimizer_steps(), self.settings.warmup_share, "cosine")
 
     # Reports.
 

@@ -37,6 +37,7 @@ from lit_modules.nets import qlora
 from lit_modules.nets.overlay import Overlay
 from lit_modules.nets.patch_norms import contrast, normalised, patch_norms
 from lit_modules.nets.phantom_vlm import PHANTOM, PhantomVLM
+from lit_modules.nets.schedule import rate
 from lit_modules.nets.vlm import build_vlm, family_of, how_to_get_vlm, vlm_at_hand
 from lit_modules.nets.vlm_encoding import IGNORED, VlmEncoder
 from lit_modules.overlay_samples import REGION, OverlayPreprocessor
@@ -175,13 +176,7 @@ class OverlaySFT(ReportGenerator):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate(self, step: int) -> float:
-        """Share of the learning rate at an optimiser step."""
-        total = self.optimizer_steps()
-        # The optimizer asks for its first rate before the total is known: a warm-up has at least that one step.
-        warmup = max(bool(self.settings.warmup_share), math.ceil(self.settings.warmup_share * total))
-        if step < warmup:
-            return step / warmup
-        return max(0.0, (total - step) / max(1, total - warmup))
+        return rate(step, self.optimizer_steps(), self.settings.warmup_share, "linear")
 
     # Reports.
 
