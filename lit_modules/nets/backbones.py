@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,9 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "openai-community/gpt2": ("gpt2", GPT_2),
 }
 LICENCES = {"meta-llama/": "the Llama 2 Community License"}
+
+
+_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")  # tables that older versions wrote
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,26 @@ def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: Pha
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     with _plain_errors(llm):
         return AutoModelForCausalLM.from_pretrained(located(llm), dtype=dtype, attn_implementation="sdpa")
+
+
+def check_filled(source: str, found: Mapping[str, Any], what: str = "its model") -> None:
+    """Refuses a model that a file did not fill: transformers leaves such weights random, with a warning.
+
+    Args:
+        source: Hub id or folder, for the message.
+        found: `from_pretrained`'s `output_loading_info`, made with `ignore_mismatched_sizes`.
+        what: The model, for the message.
+
+    Raises:
+        SettingsFault: A weight is missing, unknown or of another shape; the message names the first.
+    """
+    unknown = [key for key in found["unexpected_keys"] if not _CONSTANT.search(key)]
+    for keys, fault in ((found["missing_keys"], "is missing"), (unknown, "is unknown")):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise SettingsFault(f"{source} does not fill {what}: {min(keys)} {fault}{more}")
+    for key, there, wanted in found["mismatched_keys"]:
+        raise SettingsFault(f"{source} does not fill {what}: {key} is {tuple(there)}, not {tuple(wanted)}")
 
 
 def build_tokenizer(llm: str) -> Any:

@@ -64,7 +64,6 @@ LLAVA_1_5 = {
     "rope_scaling": None,
 }
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-_TABLE = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")  # constants that older versions wrote
 _NAMES = (
     (re.compile(r"^model\.mm_projector\.0\."), "model.multi_modal_projector.linear_1."),
     (re.compile(r"^model\.mm_projector\.2\."), "model.multi_modal_projector.linear_2."),
@@ -142,27 +141,16 @@ def build_llava(
     else:
         load: Any = LlavaForConditionalGeneration.from_pretrained
         load = partial(load, config=config, dtype=dtype, attn_implementation="sdpa")
-        load = partial(load, ignore_mismatched_sizes=True, output_loading_info=True)  # `_check` names what is amiss
+        load = partial(load, ignore_mismatched_sizes=True, output_loading_info=True)  # for `check_filled`
         settings = _settings(llava)
         if _is_original(settings):
             model, found = load(None, state_dict=_original_weights(llava, settings, dtype))
         else:
             with _plain_errors(llava):
                 model, found = load(located(llava))
-        _check(llava, found)
+        backbones.check_filled(llava, found, "LLaVA")
     model.model.vision_tower.requires_grad_(False)
     return model
-
-
-def _check(llava: str, found: Mapping[str, Any]) -> None:
-    """Refuses a model that a file did not fill: transformers leaves such weights random, with a warning."""
-    unknown = [key for key in found["unexpected_keys"] if not _TABLE.search(key)]
-    for keys, fault in ((found["missing_keys"], "is missing"), (unknown, "is unknown")):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise SettingsFault(f"{llava} does not fill LLaVA: {min(keys)} {fault}{more}")
-    for key, there, wanted in found["mismatched_keys"]:
-        raise SettingsFault(f"{llava} does not fill LLaVA: {key} is {tuple(there)}, not {tuple(wanted)}")
 
 
 # The authors' layout.
@@ -205,7 +193,7 @@ def _original_weights(llava: str, settings: Mapping[str, Any], dtype: torch.dtyp
         load: Any = CLIPVisionModel.from_pretrained
         with _plain_errors(tower):
             model, found = load(located(tower), dtype=dtype, output_loading_info=True)
-        _check(tower, {**found, "unexpected_keys": []})  # CLIP's text side
+        backbones.check_filled(tower, {**found, "unexpected_keys": []}, "LLaVA")  # CLIP's text side
         weights.update({f"model.vision_tower.{key}": value for key, value in model.state_dict().items()})
     return weights
 

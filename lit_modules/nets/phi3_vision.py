@@ -33,11 +33,8 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 
-from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import located
 from lit_modules.nets.phi3_vision_config import Phi3VisionConfig
-from lit_modules.nets.phi3_vision_image import Phi3VisionImageProcessor
-from lit_modules.nets.phi3_vision_processor import IMAGE_TOKEN, Phi3VisionProcessor
+from lit_modules.nets.phi3_vision_processor import IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from lit_modules.nets.phantom_vlm import PhantomVLM
@@ -304,32 +301,6 @@ AutoConfig.register(Phi3VisionConfig.model_type, Phi3VisionConfig)
 AutoModelForMultimodalLM.register(Phi3VisionConfig, Phi3VisionForConditionalGeneration)
 
 
-def load_phi3_vision(vlm: str, **loading: Any) -> Phi3VisionForConditionalGeneration:
-    """The model of a hub id or of a local folder, in the hub's layout or as `save_pretrained` writes it.
-
-    Args:
-        vlm: Hub id or folder.
-        loading: For `from_pretrained`: `dtype`, `quantization_config`, `device_map`, `attn_implementation` …
-
-    Raises:
-        SettingsFault: A weight is missing, unknown or of another shape, or it is another network; the message names it.
-        OSError: It cannot be read.
-    """
-    model, found = Phi3VisionForConditionalGeneration.from_pretrained(
-        located(vlm),
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # named here instead
-        output_loading_info=True,
-        **loading,
-    )
-    for keys, fault in ((found["missing_keys"], "is missing"), (found["unexpected_keys"], "is unknown")):
-        if keys:  # transformers would leave random weights, with a warning
-            raise SettingsFault(f"{vlm} does not fill Phi-3-vision: {min(keys)} {fault} (of {len(keys)})")
-    for key, there, wanted in found["mismatched_keys"]:
-        raise SettingsFault(f"{vlm} does not fill Phi-3-vision: {key} is {tuple(there)}, not {tuple(wanted)}")
-    return model
-
-
 # The small edition.
 
 
@@ -355,18 +326,3 @@ def phantom_phi3_config(size: PhantomVLM, tokenizer: Any) -> Phi3VisionConfig:
     )
     image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     return Phi3VisionConfig(text_config=text, vision_config=vision, image_token_id=image)
-
-
-def phantom_phi3(size: PhantomVLM, tokenizer: Any) -> tuple[Phi3VisionForConditionalGeneration, Phi3VisionProcessor]:
-    """The same classes at a small size, with fixed random weights.
-
-    Args:
-        size: Its sizes and seed.
-        tokenizer: Holds `<|image|>`.
-    """
-    # The weights must not depend on what was drawn before, nor change what is drawn after.
-    with torch.random.fork_rng():
-        torch.manual_seed(size.seed)
-        model = Phi3VisionForConditionalGeneration(phantom_phi3_config(size, tokenizer))
-    images = Phi3VisionImageProcessor(num_crops=4, crop=size.image // 2, patch=size.patch)
-    return model.eval(), Phi3VisionProcessor(images, tokenizer)

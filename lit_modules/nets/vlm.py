@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +22,12 @@ from typing import Any
 import torch
 
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import is_local, located
+from lit_modules.nets.backbones import check_filled, is_local, located
 from lit_modules.nets.phantom_vlm import PHANTOM, PhantomVLM, phantom_config, phantom_image_processor, phantom_tokenizer
 from lit_modules.nets.vlm_families import FAMILIES, VLMS, Family
 
 _PREFIX = "phantom:"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_TABLE = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")  # constants that older versions wrote
 
 
 @dataclass(frozen=True)
@@ -161,14 +159,14 @@ def build_vlm(
         dtype=dtype,
         attn_implementation="sdpa",
         use_safetensors=True,
-        ignore_mismatched_sizes=True,  # `_check` names what is amiss
+        ignore_mismatched_sizes=True,  # `check_filled` names what is amiss
         output_loading_info=True,
         quantization_config=quantization,
         device_map=device_map,
     )
     with _plain_errors(vlm):
         model, found = load(located(vlm))
-    _check(vlm, found)
+    check_filled(vlm, found)
     return model
 
 
@@ -191,17 +189,6 @@ def _phantom(config: Any, dtype: torch.dtype, phantom: PhantomVLM, quantization:
         quantization_config=quantization,
         device_map=device_map,
     )
-
-
-def _check(vlm: str, found: Mapping[str, Any]) -> None:
-    """Refuses a model that a file did not fill: transformers leaves such weights random, with a warning."""
-    unknown = [key for key in found["unexpected_keys"] if not _TABLE.search(key)]
-    for keys, fault in ((found["missing_keys"], "is missing"), (unknown, "is unknown")):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise SettingsFault(f"{vlm} does not fill its model: {min(keys)} {fault}{more}")
-    for key, there, wanted in found["mismatched_keys"]:
-        raise SettingsFault(f"{vlm} does not fill its model: {key} is {tuple(there)}, not {tuple(wanted)}")
 
 
 # What must be at hand.

@@ -16,17 +16,16 @@ from torch import Tensor
 from transformers import AutoConfig, Phi3ForCausalLM, PreTrainedTokenizerFast
 
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import word_tokenizer
+from lit_modules.nets.backbones import check_filled, word_tokenizer
 from lit_modules.nets.phantom_vlm import PhantomVLM
 from lit_modules.nets.phi3_vision import (
     Phi3VisionConfig,
     Phi3VisionForConditionalGeneration,
-    Phi3VisionProcessor,
     Projector,
-    load_phi3_vision,
-    phantom_phi3,
+    phantom_phi3_config,
 )
-from lit_modules.nets.phi3_vision_image import crops_of, hd_image, image_tokens
+from lit_modules.nets.phi3_vision_image import Phi3VisionImageProcessor, crops_of, hd_image, image_tokens
+from lit_modules.nets.phi3_vision_processor import Phi3VisionProcessor
 
 GOLDEN = Path(os.environ.get("ZOO_SHARED", "../shared")) / "golden/overlay"
 SIZE = PhantomVLM(hidden=64, layers=2, heads=4, mlp=64, vision_hidden=64, vision_layers=2, patch=4, image=32)
@@ -57,9 +56,25 @@ def loud(model: Any) -> Any:
     return model
 
 
+def phantom() -> tuple[Phi3VisionForConditionalGeneration, Phi3VisionProcessor]:
+    torch.manual_seed(0)
+    words = tokenizer()
+    model = Phi3VisionForConditionalGeneration(phantom_phi3_config(SIZE, words))
+    images = Phi3VisionImageProcessor(num_crops=4, crop=SIZE.image // 2, patch=SIZE.patch)
+    return model.eval(), Phi3VisionProcessor(images, words)
+
+
+def read_model(folder: Path, **loading: Any) -> Phi3VisionForConditionalGeneration:
+    """As `build_vlm` reads a folder, with a configuration that the hub's file has no words for."""
+    load: Any = Phi3VisionForConditionalGeneration.from_pretrained
+    model, found = load(folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **loading)
+    check_filled(str(folder), found)
+    return model
+
+
 @pytest.fixture(scope="module")
 def small() -> tuple[Phi3VisionForConditionalGeneration, Phi3VisionProcessor]:
-    model, processor = phantom_phi3(SIZE, tokenizer())
+    model, processor = phantom()
     return loud(model), processor
 
 
@@ -107,7 +122,7 @@ def hub_config(folder: Path, facts: dict[str, Any]) -> Phi3VisionConfig:
 
 def test_original(golden: tuple[dict[str, Any], Any], hub_folder: Path, tmp_path: Path) -> None:
     facts, found = golden
-    model = load_phi3_vision(str(hub_folder), config=hub_config(hub_folder, facts), dtype=torch.float32)
+    model = read_model(hub_folder, config=hub_config(hub_folder, facts), dtype=torch.float32)
     for shape, (columns, rows) in {"square": (336, 336), "landscape": (500, 300), "portrait": (300, 520)}.items():
         page = hd_image(film(rows, columns), facts["config"]["num_crops"])
         crops = crops_of(page)
@@ -142,7 +157,7 @@ def test_refused_weights(golden: tuple[dict[str, Any], Any], hub_folder: Path, t
         changed = {key: value for key, value in (weights | change).items() if value is not None}
         save_file(changed, tmp_path / "model.safetensors")
         with pytest.raises(SettingsFault, match=named):
-            load_phi3_vision(str(tmp_path), config=config, dtype=torch.float32)
+            read_model(tmp_path, config=config, dtype=torch.float32)
 
 
 def test_refused_network() -> None:
@@ -332,7 +347,7 @@ def test_saved_folder(small: tuple[Any, Phi3VisionProcessor], tmp_path: Path) ->
     model, processor = small
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    loaded, read = load_phi3_vision(str(tmp_path)), Phi3VisionProcessor.from_pretrained(str(tmp_path))
+    loaded, read = read_model(tmp_path), Phi3VisionProcessor.from_pretrained(str(tmp_path))
     given, again = (one(images=film(9, 50), text=PROMPT, return_tensors="pt") for one in (processor, read))
     assert all(torch.equal(given[key], again[key]) for key in given)
     with torch.no_grad():
@@ -342,7 +357,7 @@ def test_saved_folder(small: tuple[Any, Phi3VisionProcessor], tmp_path: Path) ->
 def test_every_adapter_learns() -> None:
     found = []
     for checkpointing in (False, True):
-        base, processor = phantom_phi3(SIZE, tokenizer())
+        base, processor = phantom()
         torch.manual_seed(0)
         settings = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
         model: Any = get_peft_model(base, settings)
