@@ -16,7 +16,7 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.faults import Fault, complain, write_faults
-from datamodules.resumable_loader import ResumableLoader, share_of
+from datamodules.resumable_loader import ResumableLoader, deal
 from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
 
@@ -265,7 +265,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """Stable order; over several processes every study at least once, and each process equally many."""
+        """Stable order; over several processes the batches that one would make, dealt in turn, as many to each."""
         return self.evaluation_dataloader("validation")
 
     def test_dataloader(self) -> DataLoader:
@@ -278,8 +278,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
         samples = self._samples(split)
         return DataLoader(
             samples,
-            batch_size=self.eval_batch_size,
-            sampler=share_of(list(range(len(samples))), rank, world_size),
+            batch_sampler=deal(list(range(len(samples))), self.eval_batch_size, rank, world_size),
             collate_fn=samples.preprocessor.collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -20,7 +20,8 @@ from datamodules.study import DataFault
 class EpochBatches:
     """Batches of `(index, epoch)` pairs; the order is a function of `(seed, epoch)` alone.
 
-    Every rank takes its share of one common permutation, which is padded by repetition to the same number for each.
+    Every rank is dealt its batches of one common permutation, so that a step's batches hold the same studies whether
+    several ranks make them side by side or one makes them one after the other.
 
     Attributes:
         epoch: The epoch whose batches come next.
@@ -33,26 +34,23 @@ class EpochBatches:
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        share = -(-self.studies // self.world_size)
-        return -(-share // self.batch_size)
+        return -(-self.studies // self.batch_size // self.world_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        mine, epoch = self._mine(), self.epoch
-        for batch in range(self.start, len(self)):
-            chosen = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(index, epoch) for index in chosen]
-
-    def _mine(self) -> list[int]:
-        order = list(range(self.studies))
-        random.Random(f"{self.seed}/{self.epoch}").shuffle(order)
-        return share_of(order, self.rank, self.world_size)
+        order, epoch = list(range(self.studies)), self.epoch
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        for batch in deal(order, self.batch_size, self.rank, self.world_size)[self.start :]:
+            yield [(index, epoch) for index in batch]
 
 
-def share_of(order: list[int], rank: int, world_size: int) -> list[int]:
-    """This rank's part of `order`, as long as every other rank's: the end is padded by beginning again."""
-    share = -(-len(order) // world_size)
-    padded = [order[position % len(order)] for position in range(share * world_size)]
-    return padded[rank::world_size]
+def deal(order: list[int], batch_size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    """This rank's batches of `order`: cut as for one rank, dealt in turn, as many as every other rank's.
+
+    Where they do not come out even, the last ranks begin again with the first batches.
+    """
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rounds = -(-len(batches) // world_size)
+    return [batches[number % len(batches)] for number in range(rank, rounds * world_size, world_size)]
 
 
 class ResumableLoader:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -135,7 +134,7 @@ class WholeBatches(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Raises `UsageError` where the training split is smaller than one effective batch."""
         studies = len(trainer.datamodule.studies("train"))  # type: ignore[attr-defined]
-        batches = math.ceil(studies / trainer.world_size) // self.batch.micro
+        batches = studies // (self.batch.micro * trainer.world_size)
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         whole = batches // self.batch.accumulation * self.batch.accumulation

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from small_ct import Means, radgenome
 
 from datamodules.radgenome_chestct import RadGenomeChestCT
-from datamodules.resumable_loader import EpochBatches, share_of
+from datamodules.resumable_loader import EpochBatches, deal
 from datamodules.study import DataFault
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
@@ -110,12 +110,18 @@ def test_two_processes_share_an_epoch(root, tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("studies", [1, 5, 7])
-def test_shares_are_equal_and_together_everything(studies, world_size):
-    shares = [share_of(list(range(studies)), rank, world_size) for rank in range(world_size)]
+@pytest.mark.parametrize("studies", [1, 5, 7, 16])
+def test_ranks_side_by_side_make_the_batches_that_one_makes(studies, world_size):
+    order = random.Random(0).sample(range(studies), studies)
+    shares = [deal(order, 2, rank, world_size) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1
-    assert {index for share in shares for index in share} == set(range(studies))
-    assert sum(map(len, shares)) < studies + world_size
+    dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
+    alone = deal(order, 2)
+    assert dealt[: len(alone)] == alone
+    assert [index for batch in alone for index in batch] == order
+    assert len(dealt) < len(alone) + world_size
+    assert [batch for batch in dealt if batch not in alone] == []
+    assert len(EpochBatches(studies, 2, 0, 0, world_size)) == len(shares[0])
 
 
 def test_order_is_a_function_of_seed_and_epoch():

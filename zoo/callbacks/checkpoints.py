@@ -117,7 +117,7 @@ def _validation_follows(trainer: L.Trainer) -> bool:
 
 
 class StepSeeds(Callback):
-    """Seeds every generator anew at each step from (seed, what is done, how far, which process).
+    """Seeds every generator anew at each step from (seed, what is done, which batch of all processes).
 
     Dropout and sampling then depend on where the run is and not on how it came there: a resumed run draws what the
     uninterrupted one drew, and a validation more or less changes no training step. Nothing has to be saved for it.
@@ -133,23 +133,28 @@ class StepSeeds(Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Comes before the networks are built, and after the data are prepared, which may draw numbers or not."""
-        self._seed("build", 0, 0)
+        self._seed("build", 0)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed("train", trainer.fit_loop.total_batch_idx, trainer.global_rank)
+        self._seed("train", _number(trainer, trainer.fit_loop.total_batch_idx))
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed("validation", batch[1], trainer.global_rank)
+        self._seed("validation", _number(trainer, batch[1]))
 
     def on_test_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed("test", batch[1], trainer.global_rank)
+        self._seed("test", _number(trainer, batch[1]))
 
     def on_predict_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
-        self._seed("predict", batch[1], trainer.global_rank)
+        self._seed("predict", _number(trainer, batch[1]))
 
-    def _seed(self, stage: str, index: int, rank: int) -> None:
-        sequence = np.random.SeedSequence([self.seed, self.STAGES[stage], index, rank])
+    def _seed(self, stage: str, index: int) -> None:
+        sequence = np.random.SeedSequence([self.seed, self.STAGES[stage], index, 0])
         words = [int(word) for word in sequence.generate_state(3)]
         random.seed(words[0])
         np.random.seed(words[1])
         torch.manual_seed(words[2])
+
+
+def _number(trainer: L.Trainer, batch: int) -> int:
+    """The number that a process's batch has where one process makes all of them (`resumable_loader.deal`)."""
+    return batch * trainer.world_size + trainer.global_rank
