@@ -285,6 +285,11 @@ class ReportDataModule(L.LightningDataModule, ABC):
             generator=torch.Generator(),  # validating must not move the global generator that training draws from
         )
 
+    def is_repeated(self, split: str, batch_idx: int) -> bool:
+        """Whether this process was dealt a batch of an evaluation that another process was dealt before."""
+        rank, world_size = self._place()
+        return batch_idx * world_size + rank >= -(-len(self.studies(split)) // self.eval_batch_size)
+
     def _samples(self, split: str) -> _Samples:
         if self.preprocessor is None:
             raise ValueError("set data.preprocessor = model.preprocessor() before asking for batches")

@@ -232,7 +232,7 @@ class Asarg(ReportGenerator):
         """Logs `validation/loss`; images are encoded once for it and for the reports."""
         encoded = self._encoded(batch)
         loss = self._loss(batch, encoded)
-        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
+        self.log_validation_loss(loss, batch_idx, len(batch["ids"]))
         return {"loss": loss, "reports": self._reports(batch, encoded) if self.reports_in_validation else []}
 
     def configure_optimizers(self) -> Any:

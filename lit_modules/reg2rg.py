@@ -316,7 +316,7 @@ class Reg2RG(ReportGenerator):
         """Logs `validation/loss`; volumes are encoded once for it and for the reports."""
         rows = self._rows(batch)
         loss = self._loss(batch, rows)
-        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
+        self.log_validation_loss(loss, batch_idx, len(batch["ids"]))
         return {"loss": loss, "reports": self._generate(batch, rows) if self.reports_in_validation else []}
 
     def embed(self, batch: Mapping[str, Any]) -> Tensor:

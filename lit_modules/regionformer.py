@@ -251,7 +251,7 @@ class RegionFormer(ReportGenerator):
         """Logs `validation/loss`, a mean over tokens as in the authors' code."""
         loss = self.loss(batch)
         tokens = int((batch["tokens"] != IGNORED).sum())
-        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=max(tokens, 1))
+        self.log_validation_loss(loss, batch_idx, max(tokens, 1))
         return {"loss": loss, "reports": self.validation_reports(batch)}
 
     def configure_optimizers(self) -> Any:

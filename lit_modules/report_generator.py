@@ -182,8 +182,19 @@ class ReportGenerator(L.LightningModule, ABC):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Logs `validation/loss`; the reports go to the clinical-efficacy callback."""
         loss = self.loss(batch)
-        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["ids"]))
+        self.log_validation_loss(loss, batch_idx, len(batch["ids"]))
         return {"loss": loss, "reports": self.validation_reports(batch)}
+
+    def log_validation_loss(self, loss: Tensor, batch_idx: int, weight: int) -> None:
+        """Logs `validation/loss`, the mean over all processes by `weight`.
+
+        A batch that was dealt twice, so that all processes have equally many, counts once: the figure that chooses
+        `best` does not depend on the number of processes.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data is not None and data.is_repeated("validation", batch_idx):
+            weight = 0
+        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=weight)
 
     def validation_reports(self, batch: Any) -> list[Report]:
         """The batch's reports, where they are wanted: writing is most of a validation's time."""
