@@ -93,7 +93,8 @@ def export(place: Path, output: Path) -> Path:
         step()
         to_give = {key: Path(value).name for key, value in places.items() if flatten(public.values)[key] == TO_GIVE}
         needs = [_by_name(need, places.values()) for need in model.requirements()]
-        card = model_card(Exported(folder, public, recipe, to_give, frozen, needs, metrics, provenance))
+        brought = _brought(frozen, model.state_dict().keys() - weights.keys() - json.loads(told["tied"]).keys())
+        card = model_card(Exported(folder, public, recipe, to_give, brought, needs, metrics, provenance))
         (folder / "README.md").write_text(card, encoding="utf-8")
     return output
 
@@ -250,6 +251,11 @@ def _is_local(value: Any) -> bool:
 def public_source(source: str) -> str:
     """Where frozen weights come from, without the folders of this machine."""
     return Path(source).name if _is_local(source) else source
+
+
+def _brought(frozen: Mapping[str, str], lacking: set[str]) -> dict[str, str]:
+    """What brings the weights that the export lacks, by prefix; of a method that trained everything nothing."""
+    return {prefix: source for prefix, source in frozen.items() if any(name.startswith(prefix) for name in lacking)}
 
 
 def _by_name(need: Requirement, places: Iterable[str]) -> Requirement:

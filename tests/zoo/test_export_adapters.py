@@ -124,3 +124,12 @@ def test_adapters_of_a_vision_language_model_need_no_base_to_be_exported(
 def test_without_adapters_there_is_no_adapter_folder(tmp_path: Path) -> None:
     small().export(tmp_path)
     assert not (tmp_path / "adapter").exists() and (tmp_path / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(("tuning", "said"), [("lora", "`vlm.*`: `phantom:qwen2_vl`"), ("full", None)])
+def test_the_card_names_what_brings_the_rest_where_there_is_one(tuning: str, said: str | None, tmp_path: Path) -> None:
+    config = compose("overlay_sft", "phantom", (), [f"run.folder={tmp_path}", f"model.tuning={tuning}"])
+    model = config.build("model")
+    model.configure_model()
+    card = (export(run_of(config, model).path, tmp_path / "export") / "README.md").read_text()
+    assert said in card if said else "Frozen weights" not in card
