@@ -19,6 +19,7 @@ from datamodules.faults import Fault, complain, write_faults
 from datamodules.resumable_loader import ResumableLoader, deal
 from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
+from datamodules.turns import in_turn
 
 PHANTOM_MARKER = "PHANTOM.json"
 
@@ -214,9 +215,13 @@ class ReportDataModule(L.LightningDataModule, ABC):
         return None
 
     def prepare_data(self) -> None:
-        """Draws the phantom and builds the store, each with a progress bar, each only as far as it is not there yet."""
+        """Draws the phantom and builds the store, each with a progress bar, each only as far as it is not there yet.
+
+        Lightning calls it once on each machine. Where they share the folder, the first does it while the others wait.
+        """
         if self.phantom:
-            self.draw_phantom(self.phantom, max(4, self.phantom // 4))  # does nothing where it is there already
+            with in_turn(self.root):
+                self.draw_phantom(self.phantom, max(4, self.phantom // 4))  # does nothing where it is there already
         store = self.open_store()
         if store is None or self.preprocessor is None:
             return
@@ -225,7 +230,8 @@ class ReportDataModule(L.LightningDataModule, ABC):
         for split in self.splits:
             studies = self.studies(split)
             split_of |= {study.id: split for study in studies}
-            found = store.build(studies, self.preprocessor, self.inspect, self.num_workers, f"preparing {split}")
+            with in_turn(store.folder):
+                found = store.build(studies, self.preprocessor, self.inspect, self.num_workers, f"preparing {split}")
             self._studies[split] = self._judge(split, studies, found)
             split_of |= {fault.study_id: split for fault in self.faults[split]}
             everything += self.faults[split]
