@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from io import IOBase
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +17,18 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from datamodules.faults import Fault
+from datamodules.files import unreadable
 from datamodules.masks import REGIONS, regions_from_labels
 from datamodules.study import DataFault, Study
 
 SUFFIX = ".nii.gz"
 MaskScheme = Literal["radgenome", "totalsegmentator"]
 _HALF_VOXEL = 0.5
+_PIECE = 2**20
+_BROKEN = (  # what nibabel and gzip stumble with
+    *(OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error),
+    *(ImageFileError, HeaderDataError),
+)
 
 
 def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -31,27 +39,47 @@ def read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         it exactly (uint8 stays), scaled by the header's slope and intercept; and the 4×4 affine, voxel → mm.
 
     Raises:
-        DataFault: The file is missing, cut short, no NIfTI, not three-dimensional, or holds values that are no numbers.
+        DataFault: The file is missing, cut short, does not match its checksum, is no NIfTI, not three-dimensional, or
+            holds values that are no numbers.
     """
-    try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image):
-            raise DataFault(f"{path}: is no NIfTI file")
-        stored = image.dataobj
-        assert isinstance(stored, ArrayProxy), "nibabel reads files lazily"
-        raw, slope, inter = stored.get_unscaled(), stored.slope, stored.inter
-    except FileNotFoundError:
-        raise DataFault(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise DataFault(f"{path}: cannot be read, the file is damaged or cut short ({error})") from None
-    array = np.asarray(raw)
+    array, slope, inter, affine = read_stored(path)
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
     if array.ndim != 3:
         raise DataFault(f"{path}: has {array.ndim} axes of lengths {array.shape}, a volume has three")
     if (slope, inter) != (1.0, 0.0):
         array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
-    return _whole_numbers(array, path), image.affine
+    return _whole_numbers(array, path), affine
+
+
+def read_stored(path: Path) -> tuple[np.ndarray, float, float, np.ndarray]:
+    """What a NIfTI file stores, whatever its axes: the array before scaling, slope, intercept, and the affine.
+
+    A gzipped file is read to its end, where its checksum is compared; a plain one has none.
+
+    Raises:
+        DataFault: The file is missing, cut short, does not match its checksum, or is no NIfTI.
+    """
+    try:
+        kind = type(nib.load(path))
+        if not issubclass(kind, nib.Nifti1Image):
+            raise DataFault(f"{path}: is no NIfTI file")
+        with _unpacked(path) as stream:
+            image = kind.from_stream(stream)
+            stored = image.dataobj
+            assert isinstance(stored, ArrayProxy), "nibabel reads files lazily"
+            array = np.asarray(stored.get_unscaled())
+            while stream.read(_PIECE):
+                pass
+        return array, stored.slope, stored.inter, image.affine
+    except FileNotFoundError:
+        raise DataFault(f"{path}: no such file") from None
+    except _BROKEN as error:
+        raise DataFault(unreadable(path, error)) from None
+
+
+def _unpacked(path: Path) -> IOBase:
+    return gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _whole_numbers(array: np.ndarray, path: Path) -> np.ndarray:

@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datamodules.ct_volume import read_stored
+from datamodules.files import unreadable
+from datamodules.radiograph import read_picture
 from datamodules.study import DataFault
 
 LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5)  # the paper's Dice scores
@@ -199,9 +202,10 @@ def read_prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """
     try:
         values = _picture(path) if path.suffix == ".png" else _nifti(path)
+    except DataFault:
+        raise
     except Exception as error:  # what a broken file makes the readers raise can be anything
-        what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataFault(f"{path}: cannot be read as a predicted mask ({what})") from None
+        raise DataFault(unreadable(path, error, "as a predicted mask")) from None
     if values.ndim == 3:
         values = values.argmax(axis=2) if values.shape[2] > 1 else values[..., 0]
     if values.shape != tuple(shape):
@@ -211,18 +215,17 @@ def read_prediction(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _picture(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        if picture.mode not in ("1", "L", "P"):
-            raise ValueError(f"its mode is {picture.mode}; a mask has one channel of 1 or 8 bits")
-        values = np.asarray(picture, np.uint8)
+    mode, values = read_picture(path)
+    if mode not in ("1", "L", "P"):
+        raise ValueError(f"its mode is {mode}; a mask has one channel of 1 or 8 bits")
+    values = values.astype(np.uint8, copy=False)
     return values if values.max(initial=0) <= 1 else values > 127
 
 
 def _nifti(path: Path) -> np.ndarray:
     """`(row, column)` or `(row, column, channel)`; axes of length 1 beyond the plane are dropped."""
-    import nibabel
-
-    values = np.asanyarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
+    stored, slope, inter, _ = read_stored(path)
+    values = stored if (slope, inter) == (1, 0) else stored * slope + inter
     planes = [length for length in values.shape[2:] if length > 1]
     if values.ndim < 2 or len(planes) > 1:
         raise ValueError(f"expected a plane, with channels behind it at most, not {values.shape}")

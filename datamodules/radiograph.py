@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from datamodules.files import unreadable
 from datamodules.study import DataFault
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # A 16-bit grey PNG has mode I;16 in Pillow 10.3 and later, and I (32 bits) before.
 _SIXTEEN_BITS = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_FORMATS = ("PNG", "JPEG", "TIFF")  # others Pillow may hand to other programs
 _DICOM = (".dcm", ".dicom")
 # All that is read of a DICOM file: the picture and how it is shown. Nothing about a person is even parsed.
 _TAGS = [
@@ -62,7 +64,7 @@ def read_grey(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise DataFault(f"{path}: no such file") from None
     except _BROKEN as error:
-        raise DataFault(f"{path}: cannot be read as an image ({_one_line(error)})") from None
+        raise DataFault(unreadable(path, error, "as an image")) from None
 
 
 def _one_line(error: Exception) -> str:
@@ -78,9 +80,7 @@ def _decode(path: Path, _changed: int) -> np.ndarray:
 
 def _picture(path: Path) -> np.ndarray:
     """A PNG's or JPEG's values."""
-    with Image.open(path) as picture:
-        picture.load()
-        mode, values = picture.mode, np.asarray(picture)
+    mode, values = read_picture(path)
     if mode in _SIXTEEN_BITS:
         if values.min() < 0 or values.max() > 65535:
             raise DataFault(f"{path}: holds values from {values.min()} to {values.max()}; 16 bits hold 0 to 65535")
@@ -88,6 +88,22 @@ def _picture(path: Path) -> np.ndarray:
     if mode != "L":
         raise DataFault(f"{path}: is no grey image (mode {mode}); a radiograph has one channel of 8 or 16 bits")
     return values.copy()
+
+
+def read_picture(path: Path) -> tuple[str, np.ndarray]:
+    """A PNG's or JPEG's mode, as Pillow names it, and its values `(row, column)`.
+
+    A PNG has checksums, which are compared. A JPEG has none: one that was cut short is found, one whose bytes changed
+    shows another picture.
+
+    Raises:
+        OSError, SyntaxError, …: It cannot be read.
+    """
+    with Image.open(path, formats=_FORMATS) as picture:
+        picture.verify()  # decoding passes over the checksums of the pixels' chunks
+    with Image.open(path, formats=_FORMATS) as picture:
+        picture.load()
+        return picture.mode, np.asarray(picture)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -112,7 +128,8 @@ def _dicom(path: Path) -> np.ndarray:
         except (DataFault, OSError):
             raise
         except Exception as error:  # a broken file makes pydicom stumble in any way
-            raise DataFault(f"{path}: its image cannot be read ({_one_line(error)}); save it as a grey PNG") from None
+            what = f"its image cannot be read ({_one_line(error)})"
+            raise DataFault(f"{path}: {what}; fetch it again, or save it as a grey PNG") from None
 
 
 def _unfit(dataset: Dataset) -> str | None:

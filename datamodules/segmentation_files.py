@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from os import scandir
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,13 @@ from PIL import Image
 
 from datamodules.coco_files import CocoFile, decode_rle
 from datamodules.cxas_classes import CXAS
+from datamodules.files import unreadable
+from datamodules.radiograph import read_picture
 from datamodules.study import DataFault
 
 _BROKEN = (  # what zipfile, Pillow, NumPy and json stumble with
     *(OSError, EOFError, LookupError, TypeError, ValueError, SyntaxError, MemoryError, RuntimeError),
-    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError, TokenError),
 )
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NAMES = ("classes.txt", "classes.json")
@@ -126,7 +129,7 @@ def made_by(folder: Path) -> str | None:
     """What made the masks, in the words of the folder's `made_by.txt`."""
     path = folder / "made_by.txt"
     try:
-        return path.read_text(encoding="utf-8").strip() or None
+        return path.read_text(encoding="utf-8-sig").strip() or None
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -156,7 +159,7 @@ def open_masks(folder: Path, stem: str, shape: tuple[int, int] | None = None) ->
         count, decode = _zipped(path) if path.suffix == ".npz" else _mapped(path)
         return Masks(path, {name: [index] for index, name in enumerate(_names(folder, count, path))}, decode, shape)
     except _BROKEN as error:
-        raise DataFault(f"{path}: cannot be read as masks ({_one_line(error)})") from None
+        raise DataFault(unreadable(path, error, "as masks")) from None
 
 
 def _one_line(error: BaseException) -> str:
@@ -171,7 +174,7 @@ def _names(folder: Path, count: int | None, path: Path) -> Sequence[str]:
     names, source = list(CXAS), "CXAS"
     for file in (folder / name for name in _NAMES):
         if file.is_file():
-            text, source = file.read_text(encoding="utf-8"), file.name
+            text, source = file.read_text(encoding="utf-8-sig"), file.name
             names = json.loads(text) if file.suffix == ".json" else [n.strip() for n in text.splitlines() if n.strip()]
             break
     if len(set(names)) != len(names):
@@ -208,7 +211,7 @@ def _read_coco(path: Path, _changed: int) -> CocoFile:
     try:
         return CocoFile(path)
     except _BROKEN as error:
-        raise DataFault(f"{path}: cannot be read as COCO ({_one_line(error)})") from None
+        raise DataFault(unreadable(path, error, "as COCO")) from None
 
 
 def _annotations(coco: CocoFile, stem: str, folder: Path) -> dict[str, list[Any]]:
@@ -230,7 +233,7 @@ def _mapped(path: Path) -> tuple[int, Callable[[int], np.ndarray]]:
     """How many masks an .npy file holds, and what reads one of them."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     _check_array(array.shape, array.dtype)
-    return len(array), lambda index: (array[index] != 0).view(np.uint8)
+    return len(array), lambda index: _of_two(array[index])
 
 
 def _zipped(path: Path) -> tuple[int, Callable[[int], np.ndarray]]:
@@ -250,9 +253,17 @@ def _zipped(path: Path) -> tuple[int, Callable[[int], np.ndarray]]:
 
     def read(index: int) -> np.ndarray:
         stream.seek(start + index * size)  # forwards it unpacks what it skips, backwards it begins anew
-        return (np.frombuffer(stream.read(size), np.uint8).reshape(shape[1:]) != 0).view(np.uint8)
+        return _of_two(np.frombuffer(stream.read(size), np.uint8).reshape(shape[1:]))
 
     return shape[0], read
+
+
+def _of_two(values: np.ndarray) -> np.ndarray:
+    """A mask `{0, 1}` of 0 and one other value: an array has no checksum, and what is damaged has more."""
+    mask, highest = values != 0, values.max(initial=0)
+    if highest > 1 and not np.array_equal(values, mask * highest):
+        raise ValueError("it holds more than two values")
+    return mask.view(np.uint8)
 
 
 def _check_array(shape: tuple[int, ...], dtype: np.dtype) -> None:
@@ -273,8 +284,8 @@ def _pictures(folder: Path) -> dict[str, list[Path]]:
 
 def _picture(path: Path) -> np.ndarray:
     """A picture of two grey values; JPEG blurs them."""
-    with Image.open(path) as picture:
-        if picture.mode not in ("1", "L"):
-            raise ValueError(f"its mode is {picture.mode}; a mask has one channel of 1 or 8 bits")
-        values = np.asarray(picture, np.uint8)
+    mode, values = read_picture(path)
+    if mode not in ("1", "L"):
+        raise ValueError(f"its mode is {mode}; a mask has one channel of 1 or 8 bits")
+    values = values.astype(np.uint8, copy=False)
     return (values > (127 if values.max(initial=0) > 1 else 0)).view(np.uint8)

@@ -137,8 +137,8 @@ def test_validation_is_the_official_one_unless_the_papers_is_asked_for(root):
 
 def test_the_image_keeps_its_16_bits_and_is_decoded_once_for_its_sentences(root, monkeypatch):
     decoded = []
-    real = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: decoded.append(path) or real(path))
+    real = radiograph._picture
+    monkeypatch.setattr(radiograph, "_picture", lambda path: decoded.append(path) or real(path))
     radiograph._decode.cache_clear()
     data = PadChestGR(str(root))
     for study in data.studies("train"):
