@@ -5,21 +5,28 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zoo
 
 if TYPE_CHECKING:
     from zoo.config import Config
 
-UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM)
-EXIT_CODES = "exit codes: 0 done, 2 usage, 3 data, 4 environment (memory, disk, devices), 1 crash"
-
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE)
+EXIT_CODES = (
+    "exit codes: 0 done, 2 usage, 3 data, 4 environment (memory, disk, devices), 5 a loss or gradient that is no "
+    "number, 130 Ctrl-C, 143 SIGTERM, 1 crash"
+)
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 DEFAULT_RECIPE = "phantom"
 
@@ -30,6 +37,10 @@ class UsageError(Exception):
 
 class EnvironmentFault(Exception):
     """The machine lacks something; the message says what. Commands end with exit code 4."""
+
+
+class Diverged(Exception):
+    """The loss or a gradient is no number; the message says where. Commands end with exit code 5."""
 
 
 def configs_folder() -> Path:
@@ -141,26 +152,63 @@ def configuration(arguments: argparse.Namespace, resume: str | None = None, allo
 
 def say(line: str) -> None:
     """Prints a line, once for all processes of a run."""
-    if os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0":
+    if _first():
         print(line, flush=True)
 
 
-def run(body: Callable[[], None]) -> int:
-    """Runs a command's body and turns what it raises into an exit code and one line that says what to do."""
+def _first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
+
+
+def run(body: Callable[[], None], resumes: bool = False) -> int:
+    """Runs a command's body and turns what it raises into an exit code and one line that says what to do.
+
+    Args:
+        body: The command.
+        resumes: Whether it trains, and goes on with `--resume auto`.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
     try:
-        body()
-    except SystemExit as stop:  # argparse, and Lightning after an interrupt
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        with _ended_by_sigterm():
+            body()
+    except SystemExit as stop:  # argparse; SIGTERM; Lightning, which turns an interrupt into it
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _stopped(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else code, resumes)
     except KeyboardInterrupt:
-        print("interrupted; go on with --resume auto", file=sys.stderr)
-        return 1
+        return _stopped(INTERRUPTED, resumes)
     except Exception as error:
-        return _explain(error)
+        return _explain(error, resumes)
     return 0
 
 
-def _explain(error: Exception) -> int:
+def on_sigterm(handler: Any) -> Any:
+    """Sets what SIGTERM does and returns what it did; only the main thread may."""
+    return signal.signal(signal.SIGTERM, handler) if threading.current_thread() is threading.main_thread() else None
+
+
+def end_at_once(*_: object) -> None:
+    """What SIGTERM does to a command that has nothing to save: the files that it was writing are not there."""
+    raise SystemExit(TERMINATED)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    before = on_sigterm(end_at_once)
+    try:
+        yield
+    finally:
+        if before is not None:
+            on_sigterm(before)
+
+
+def _stopped(code: int, resumes: bool) -> int:
+    told = {INTERRUPTED: "interrupted", TERMINATED: "stopped by SIGTERM"}
+    if code in told and _first():
+        print(f"{told[code]}{'; go on with --resume auto' if resumes else ''}", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception, resumes: bool) -> int:
     from datamodules.study import DataFault, SettingsFault
 
     kinds = ((UsageError, 2), (SettingsFault, 2), (DataFault, 3), (EnvironmentFault, 4), (FileNotFoundError, 4))
@@ -169,18 +217,38 @@ def _explain(error: Exception) -> int:
             # A loader's worker puts its traceback before the message.
             print(f"error: {str(error).rsplit(f'{kind.__name__}: ', 1)[-1].strip()}", file=sys.stderr)
             return code
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        print(f"error: {error}", file=sys.stderr)
-        return 4
-    if type(error).__name__ == "OutOfMemoryError":
-        print(
-            f"error: {str(error).splitlines()[0]} Lower data.micro_batch_size, or use more devices; "
-            "--dry-run estimates the memory needed.",
-            file=sys.stderr,
-        )
+    if isinstance(error, Diverged):
+        if _first():  # all processes have it
+            print(f"error: {error}", file=sys.stderr)
+        return 5
+    if told := _of_the_machine(error, resumes):
+        print(f"error: {told}", file=sys.stderr)
         return 4
     text = traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="zoo-crash-", suffix=".log", delete=False) as log:
         log.write(text)
     print(f"{text}\ncrash: this should not happen; the log is {log.name}", file=sys.stderr)
     return 1
+
+
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: .*|.*not enough memory.*|CUDA error: out of memory|.*_ALLOC_FAILED.*|Unable to allocate .*"
+)
+LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed by signal: [\w ]+|exited unexpectedly)")
+
+
+def _of_the_machine(error: Exception, resumes: bool) -> str:
+    """What the machine lacked, where an error tells of that, and what to do about it; else empty."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
+    if found := LOST_WORKER.search(text):
+        advice = "the machine had too little memory, or shared memory (/dev/shm): lower data.num_workers"
+        return f"{found.group()}; {advice}{', then go on with --resume auto' if resumes else ''}"
+    found = OUT_OF_MEMORY.search(text)
+    if found or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        first = found.group() if found else (text.splitlines() or ["out of memory"])[0]
+        settings = "Lower data.micro_batch_size (the effective batch stays) or, where it was validating or testing, "
+        settings += "data.eval_batch_size; then go on with --resume auto. --dry-run estimates the memory needed"
+        return f"{first.rstrip('.')}. {settings if resumes else 'Use a device or a machine with more memory'}"
+    return ""

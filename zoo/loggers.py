@@ -6,15 +6,19 @@ import csv
 import io
 import json
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from zoo.run_directory import RunDirectory, atomic_write
+from zoo.command import EnvironmentFault
+from zoo.run_directory import RunDirectory, atomic_write, remedy
 
 HEADER = ("epoch", "step", "metric", "value")
 
@@ -68,8 +72,11 @@ class MetricsFile(Callback):
         new = {name: value for name, value in metrics.items() if (trainer.global_step, name) not in self._known}
         if trainer.is_global_zero and new:
             rows = [(trainer.current_epoch, trainer.global_step, name, repr(value)) for name, value in new.items()]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_lines(rows))
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_lines(rows))
+            except OSError as error:
+                raise EnvironmentFault(f"cannot write {self.path}: {error.strerror}{remedy(error)}") from error
 
 
 def read_rows(path: Path) -> list[list[str]]:
@@ -78,6 +85,50 @@ def read_rows(path: Path) -> list[list[str]]:
         return []
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     return [row for row in csv.reader(whole.splitlines()[1:]) if len(row) == len(HEADER)]
+
+
+class Wandb(WandbLogger):
+    """W&B that ends no run once it has begun: where it fails it is warned of, and left alone from there on."""
+
+    _failed = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Raises `EnvironmentFault` where it cannot begin."""
+        try:
+            return super().experiment
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise EnvironmentFault(
+                f"W&B cannot begin ({reason}); log.wandb=offline writes to the run's folder"
+            ) from error
+
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        self._try(super().log_hyperparams, *arguments, **named)
+
+    def log_metrics(self, *arguments: Any, **named: Any) -> None:
+        self._try(super().log_metrics, *arguments, **named)
+
+    def log_text(self, *arguments: Any, **named: Any) -> None:
+        self._try(super().log_text, *arguments, **named)
+
+    def finalize(self, *arguments: Any, **named: Any) -> None:
+        self._try(super().finalize, *arguments, **named)
+
+    def finish(self) -> None:
+        """Writes out what it still holds."""
+        self._try(self.experiment.finish)
+
+    def _try(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        if self._failed:
+            return
+        try:
+            call(*arguments, **named)
+        except Exception as error:
+            self._failed = True
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"warning: W&B failed and is left alone ({reason}); metrics.csv holds all figures", file=sys.stderr)
 
 
 def build_loggers(
@@ -104,9 +155,7 @@ def build_loggers(
         console="off", disable_git=True, save_code=False, disable_code=True, x_disable_meta=True,
         x_disable_stats=True, x_disable_machine_info=True,
     )  # fmt: skip
-    logger = WandbLogger(
-        save_dir=folder, name=Path(folder).name, project=project, offline=wandb == "offline", settings=quiet
-    )
+    logger = Wandb(save_dir=folder, name=Path(folder).name, project=project, offline=wandb == "offline", settings=quiet)
     logger._wandb_init.pop("anonymous", None)  # deprecated by W&B, which warns of it
     return [logger]
 
@@ -123,8 +172,8 @@ def log_text(loggers: list[Logger], predictions: Path, most: int = 100) -> None:
 def close(loggers: list[Logger]) -> None:
     """Writes out what W&B still holds."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+        if isinstance(logger, Wandb):
+            logger.finish()
 
 
 def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:

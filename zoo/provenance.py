@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import time
+from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from datamodules.study import DataFault
+from zoo.command import EnvironmentFault
 from zoo.config import Config
 from zoo.environment import git_state, versions
 from zoo.run_directory import RunDirectory, atomic_write
@@ -58,13 +60,14 @@ class Provenance(Callback):
             self._write()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._end("failed")
+        with suppress(EnvironmentFault):  # a full disk: what it spoilt first is what is told
+            self._end("failed")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._end("done")
 
     def _end(self, status: str) -> None:
-        if self._record:
+        if self._record and self.run.path.is_dir():
             self._record["status"] = status
             self._write()
 

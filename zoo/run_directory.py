@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from datamodules.study import DataFault
@@ -37,7 +39,18 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror}{remedy(error)}") from error
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that could not be written, to be put behind the reason; empty where it is not known."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; free some space"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "; make the folder writable"
+    return "; its folder is gone" if error.errno == errno.ENOENT else ""
 
 
 def sync_folder(folder: Path) -> None:
@@ -83,7 +96,8 @@ class RunDirectory:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise EnvironmentFault(f"cannot make a run folder in {folder}: {error.strerror}") from error
+                advice = "set run.folder to one that can be written"
+                raise EnvironmentFault(f"cannot make a run folder in {folder}: {error.strerror}; {advice}") from error
             run = cls(folder / f"{stem}{suffix}")
             atomic_write(run.config, config.yaml())
             return run

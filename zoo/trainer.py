@@ -22,6 +22,7 @@ from torch import Tensor
 from datamodules.report_datamodule import ReportDataModule
 from lit_modules.report_generator import Requirement, weights_file
 from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
+from zoo.callbacks.guard import StepGuard
 from zoo.callbacks.progress import progress_bar
 from zoo.command import EnvironmentFault, UsageError
 from zoo.config import Config
@@ -102,9 +103,10 @@ def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) 
     here = config.build("run")
     batch = effective_batch(config)
     metrics, provenance = MetricsFile(run, settings["log_every_n_steps"] or 1), Provenance(run, config)
+    guard = StepGuard(run)
     own: list[Callback] = [
-        StepSeeds(here.seed), *callbacks, metrics, WholeBatches(batch), provenance,
-        RunCheckpoints(run, config.plain(), here.monitor, here.mode, here.checkpoint_every),
+        StepSeeds(here.seed), *callbacks, metrics, WholeBatches(batch), provenance, guard,
+        RunCheckpoints(run, config.plain(), here.monitor, here.mode, here.checkpoint_every, guard),
     ]  # fmt: skip
     if config.untrained:
         own.append(Untrained(metrics, provenance))

@@ -6,6 +6,7 @@ import math
 import os
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from zoo.callbacks.guard import StepGuard
 from zoo.command import EnvironmentFault, UsageError
-from zoo.run_directory import RunDirectory, sync_folder
+from zoo.run_directory import RunDirectory, remedy, sync_folder
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -37,17 +39,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             partial.replace(place)
             sync_folder(place.parent)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            partial.unlink(missing_ok=True)
-            kept = "the one before is kept" if place.exists() else "there is none before it"
-            raise EnvironmentFault(f"cannot write the checkpoint {place} ({error}); {kept}") from error
+        except (OSError, RuntimeError) as error:  # torch reports what its file tells it as a RuntimeError
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise EnvironmentFault(f"cannot write the checkpoint {place}: {_reason(error, place)}") from error
+
+
+def _reason(error: OSError | RuntimeError, place: Path) -> str:
+    """Why a checkpoint could not be written, what to do, and what there is still."""
+    cause = error if isinstance(error, OSError) else error.__context__
+    kept = "the one before is kept" if place.exists() else "there is none before it"
+    if isinstance(cause, OSError):
+        return f"{cause.strerror}{remedy(cause)}; {kept}"
+    return f"{(str(error).splitlines() or ['no reason given'])[0]}; {kept}"
 
 
 class RunCheckpoints(Checkpoint):
     """Keeps `checkpoints/last` to resume from and `checkpoints/best` by a monitored value.
 
     `last` is written at each epoch's end, after validation, and every `every` optimizer steps; never between a step
-    and the validation that follows it, so that a resumed run repeats no validation and leaves none out.
+    and the validation that follows it, so that a resumed run repeats no validation and leaves none out. A run that is
+    told to end (`StepGuard`) writes it at the first of these places and ends there.
 
     Args:
         run: The run's folder.
@@ -55,11 +67,13 @@ class RunCheckpoints(Checkpoint):
         monitor: The logged value that `best` follows.
         mode: `min` or `max`.
         every: Optimizer steps between two `last`; `None` for epochs' ends only.
+        guard: Knows whether the run ends.
     """
 
     def __init__(
-        self, run: RunDirectory, config: Mapping[str, Any], monitor: str, mode: str, every: int | None
+        self, run: RunDirectory, config: Mapping[str, Any], monitor: str, mode: str, every: int | None, guard: StepGuard
     ) -> None:
+        self.guard = guard
         self.run, self.config, self.monitor, self.every = run, dict(config), monitor, every
         self.sign = 1.0 if mode == "max" else -1.0
         self.best_score: float | None = None
@@ -81,7 +95,7 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if stepped and self._due(trainer) and not trainer.is_last_batch and not _validation_follows(trainer):
-            trainer.save_checkpoint(self.run.last)
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -89,13 +103,17 @@ class RunCheckpoints(Checkpoint):
         if trainer.strategy.broadcast(self._improved(trainer)):
             trainer.save_checkpoint(self.run.best)
         if self._due(trainer) and not trainer.is_last_batch:
-            trainer.save_checkpoint(self.run.last)
+            self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(self.run.last)
+        self.guard.leave()
 
     def _due(self, trainer: L.Trainer) -> bool:
-        return bool(self.every) and trainer.global_step % (self.every or 1) == 0
+        return self.guard.ending or bool(self.every) and trainer.global_step % (self.every or 1) == 0
 
     def _improved(self, trainer: L.Trainer) -> bool:
         if self.monitor not in trainer.callback_metrics:
