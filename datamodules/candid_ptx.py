@@ -12,7 +12,6 @@ patient, `P<number>_`. There is no official split: it is drawn from the seed (`c
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +43,7 @@ from datamodules.report_datamodule import PHANTOM_MARKER, ReportDataModule
 from datamodules.siim_rle import decode
 from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
+from datamodules.tables import read_json
 
 REGION, ANNOTATION = "pneumothorax", "annotation"
 SHAPE = (1024, 1024)  # rows and columns of every image
@@ -214,8 +214,12 @@ class CandidPTX(ReportDataModule):
         """How many images are drawn, to validate, and to test; a phantom is used whole."""
         if not self.is_phantom():
             return self.size, self.validation, self.test
-        counts = json.loads((self.root / PHANTOM_MARKER).read_text(encoding="utf-8"))["counts"]
-        return there, counts["validation"], counts["test"]
+        marker = self.root / PHANTOM_MARKER
+        try:
+            counts = read_json(marker)["counts"]
+            return there, counts["validation"], counts["test"]
+        except (KeyError, TypeError):
+            raise DataFault(f"{marker}: is damaged; delete {self.root} to draw the phantom anew") from None
 
     def _split_file(self) -> Path | None:
         """Where the split is kept: in the dataset's folder or, if that is elsewhere, the store's."""

@@ -176,11 +176,11 @@ def read_split(path: Path) -> dict[str, list[str]]:
         DataFault: It cannot be read, is no split, names an image twice, or is not what it was when it was made.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         lists = {name: [str(each) for each in content[name]] for name in SPLITS}
     except OSError as error:
         raise DataFault(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         expected = f"JSON with the lists {', '.join(SPLITS)} of SOPInstanceUIDs"
         raise DataFault(f"{path}: is no split; expected {expected}") from None
     names = Counter(name for each in lists.values() for name in each)

@@ -27,6 +27,7 @@ from datamodules.masks import REGIONS
 from datamodules.radgenome_chestct import mask_faults, read_region_reports
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import DataFault, Study
+from datamodules.tables import read_json
 
 _EVALUATED = ("test", "val", "validation")
 
@@ -99,8 +100,12 @@ class CTRGChest(ReportDataModule):
         path = self.root / "split_8_2.json"
         ids = sorted((str(row["id"]) for row in rows), key=lambda name: (len(name), name))
         if path.is_file():
-            parts = json.loads(path.read_text(encoding="utf-8"))
-            if sorted(parts["train"] + parts["test"]) != sorted(ids):
+            parts = read_json(path)
+            try:
+                same = sorted(parts["train"] + parts["test"]) == sorted(ids)
+            except (KeyError, TypeError):
+                same = False
+            if not same:
                 raise DataFault(f"{path}: names other studies than annotation.json; delete it to part them anew")
         else:
             random.Random(f"split/{self.seed}").shuffle(ids)
@@ -124,12 +129,7 @@ def _study(name: str, split: str, volume: Path, masks: Path, report: str, region
 
 
 def _read_annotation(table: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(table.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise DataFault(f"{table}: no such file") from None
-    except ValueError as error:
-        raise DataFault(f"{table}: is no JSON ({error})") from None
+    content = read_json(table)
     lists = {"train": content} if isinstance(content, list) else content
     rows_of = list(lists.values()) if isinstance(lists, dict) else [None]
     every = [row for rows in rows_of for row in (rows if isinstance(rows, list) else [None])]

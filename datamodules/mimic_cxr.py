@@ -35,6 +35,7 @@ from datamodules.resized_images import make_copies, make_copy
 from datamodules.segmentation_files import made_by, mask_file, open_masks
 from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
+from datamodules.tables import read_text
 
 _PREFERRED = {"PA": 0, "AP": 1}  # the frontal views
 
@@ -279,14 +280,9 @@ class MimicCXR(ReportDataModule):
 
     def _report(self, radiograph: Radiograph) -> str:
         path = self.reports / f"{radiograph.folder}.txt"
-        try:
-            return path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise DataFault(f"{path}: no such file, the report of s{radiograph.study}") from None
-        except UnicodeDecodeError as error:
-            raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-        except OSError as error:
-            raise DataFault(f"{path}: cannot be read ({error.strerror})") from None
+        if not path.is_file():
+            raise DataFault(f"{path}: no such file, the report of s{radiograph.study}")
+        return read_text(path, ".txt")
 
     def _original(self, image: Path) -> Path:
         """The image that a smaller copy is of; any other as it is."""

@@ -56,7 +56,7 @@ def read_radiographs(root: Path) -> tuple[list[Radiograph], list[Placed]]:
     for line, row in read_csv(splits, (*_KEYS, "split")):
         _check(splits, line, row)
         if row["split"] not in _SPLITS:
-            raise DataFault(f"{splits}:{line}: split {row['split']!r} is not in the list: {', '.join(_SPLITS)}")
+            raise DataFault(f"{splits}:{line}: split {row['split'][:30]!r} is not in the list: {', '.join(_SPLITS)}")
         dicom, study, patient, split = row["dicom_id"], row["study_id"], row["subject_id"], _SPLITS[row["split"]]
         name, where = f"s{study}", f"{splits}:{line}: image {dicom}"
         known = described.get(dicom)

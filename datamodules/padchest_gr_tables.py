@@ -7,7 +7,6 @@ split to which it belongs (`train` where a study has none).
 from __future__ import annotations
 
 import ast
-import json
 import math
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 from datamodules.faults import Fault
 from datamodules.masks import Box
 from datamodules.study import DataFault
-from datamodules.tables import find_table, read_csv, read_text
+from datamodules.tables import find_table, read_csv, read_json
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _MASTER = ("StudyID", "ImageID", "PatientID", "split", "sentence_en", "label")
@@ -198,10 +197,7 @@ def _finding(item: Any, study: str, path: Path) -> Finding:
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(read_text(path, ".json"))
-    except ValueError as error:
-        raise DataFault(f"{path}: is no JSON ({error})") from None
+    content = read_json(path)
     if not (isinstance(content, list) and all(isinstance(item, dict) for item in content)):
         raise DataFault(f'{path}: expected a list of {{"StudyID": …, "ImageID": …, "findings": […]}}')
     return content
@@ -230,7 +226,7 @@ def _identity(value: Any, path: Path) -> str:
 
 def _split(value: str, path: Path, line: int) -> str:
     if value not in _SPLITS:
-        raise DataFault(f"{path}:{line}: split {value!r} is not in the list: {', '.join(_SPLITS)}")
+        raise DataFault(f"{path}:{line}: split {value[:30]!r} is not in the list: {', '.join(_SPLITS)}")
     return _SPLITS[value]
 
 

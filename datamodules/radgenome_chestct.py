@@ -13,7 +13,6 @@ no report of the whole: `Study.report` is the region reports in the order of `RE
 
 from __future__ import annotations
 
-import csv
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +22,8 @@ from datamodules.ct_volume import SUFFIX, MaskScheme, ct_from_files, read_ct
 from datamodules.faults import Fault
 from datamodules.masks import REGIONS
 from datamodules.report_datamodule import ReportDataModule
-from datamodules.study import DataFault, Study
+from datamodules.study import Study
+from datamodules.tables import read_csv
 
 __all__ = ["REGIONS", "RadGenomeChestCT"]
 
@@ -125,35 +125,25 @@ def read_region_reports(path: Path, others: tuple[str, ...] = ()) -> tuple[dict[
         The reports, without volumes that have none of the regions; and the faults: names that are not in the list.
 
     Raises:
-        DataFault: No such file, not UTF-8, or a column is missing.
+        DataFault: See `tables.read_csv`.
     """
     known = (*REGIONS, *others)
     found: dict[str, dict[str, str]] = {}
     unknown: dict[str, tuple[int, int]] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if lacking := [column for column in _COLUMNS if column not in (rows.fieldnames or ())]:
-                there = ", ".join(rows.fieldnames or ()) or "none"
-                raise DataFault(f"{path}: no column {', '.join(lacking)}; the columns are: {there}")
-            for row in rows:
-                anatomy, sentence = row["Anatomy"] or "", (row["Sentence"] or "").strip()
-                top, *deeper = anatomy.split("/")
-                if anatomy.strip().lower() in _WHOLE:
-                    continue
-                if top not in known:
-                    first, count = unknown.get(top, (rows.line_num, 0))
-                    unknown[top] = first, count + 1
-                elif not deeper and sentence:
-                    found.setdefault(row["Volumename"].removesuffix(SUFFIX), {})[top] = sentence
-    except FileNotFoundError:
-        raise DataFault(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for line, row in read_csv(path, _COLUMNS):
+        anatomy, sentence = row["Anatomy"], row["Sentence"].strip()
+        top, *deeper = anatomy.split("/")
+        if anatomy.strip().lower() in _WHOLE:
+            continue
+        if top not in known:
+            first, count = unknown.get(top, (line, 0))
+            unknown[top] = first, count + 1
+        elif not deeper and sentence:
+            found.setdefault(row["Volumename"].removesuffix(SUFFIX), {})[top] = sentence
     faults = []
     for name, (line, count) in unknown.items():
         close = difflib.get_close_matches(name.strip().lower(), known, 1)
         meant = f"did you mean {close[0]!r}?" if close else f"the list is: {', '.join(known)}"
-        where = f"{path}:{line}: Anatomy {name!r} is not in the list of regions ({count} rows)"
+        where = f"{path}:{line}: Anatomy {name[:30]!r} is not in the list of regions ({count} rows)"
         faults.append(Fault("", f"{where}; {meant}", fatal=False))
     return {name: {key: texts[key] for key in known if key in texts} for name, texts in found.items()}, faults

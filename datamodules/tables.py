@@ -1,18 +1,28 @@
-"""A dataset's tables as they were downloaded: plain, gzipped or zipped."""
+"""A dataset's tables and texts as they were downloaded: plain, gzipped or zipped.
+
+UTF-8 with any line ends, with or without the mark that Windows programs put first. A character 0 is a fault: no report
+has one, but files on a disk that lost power do, and tables of 16-bit text.
+"""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
+from datamodules.files import stand_in, unreadable
 from datamodules.study import DataFault
+
+csv.field_size_limit(2**24)  # characters; at its own 131,072 a report of 20,000 words is none
+_NAME = 30  # characters of a column's name at most: where the header is missing, a report would stand in its place
+_ZERO = "holds characters 0 (a damaged file, or 16-bit text); fetch it again, or save it as UTF-8"
 
 
 def find_table(root: Path, pattern: str) -> Path | None:
@@ -35,25 +45,63 @@ def read_text(path: Path, suffix: str) -> str:
     """The text of a file, of a gzipped one, or of the one file with that suffix in a zip archive.
 
     Raises:
-        DataFault: It cannot be read, or is not UTF-8.
+        DataFault: It cannot be read, is not UTF-8, or holds a character 0.
     """
     with _opened(path, suffix) as text:
-        return text.read()
+        content = text.read()
+    if "\0" in content:
+        raise DataFault(f"{path}: {_ZERO}")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, in any of the forms of `read_text`.
+
+    Raises:
+        DataFault: It cannot be read, is no JSON, or a string in it is no text (a character 0, half an emoji).
+    """
+    text = read_text(path, ".json")
+    try:
+        content = json.loads(text)
+        if "\\u" in text:
+            whole = json.dumps(content, ensure_ascii=False)
+            whole.encode()  # fails at halves of pairs
+            if "\\u0000" in whole:
+                raise ValueError(_ZERO)
+    except (ValueError, RecursionError) as error:
+        told = "half a character" if isinstance(error, UnicodeEncodeError) else str(error)  # its own words quote it
+        raise DataFault(unreadable(path, told, "as JSON")) from None
+    return content
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row, every value a string, of a table in any of the forms of `read_text`, one after the other.
 
     Raises:
-        DataFault: It cannot be read, is no CSV, or lacks one of `columns`.
+        DataFault: It cannot be read, is no CSV, lacks one of `columns`, was cut short within a row, or has a row of
+            more or fewer values than columns. One that was cut between two rows is a table like any other.
     """
     with _opened(path, ".csv") as text:
-        rows = csv.DictReader(text)
-        if lacking := [column for column in columns if column not in (rows.fieldnames or ())]:
-            there = ", ".join(rows.fieldnames or ()) or "none"
-            raise DataFault(f"{path}: no column {', '.join(lacking)}; the columns are: {there}")
+        rows = csv.DictReader(_without_zeros(text, path), strict=True)  # strict: a quote must be closed
+        names = rows.fieldnames or ()
+        if lacking := [column for column in columns if column not in names]:
+            there = f"the columns are: {', '.join(names) or 'none'}"
+            if not all(len(name) <= _NAME for name in names):
+                there = "its first line is no header"
+            what = f"no column {', '.join(lacking)}; {there}"
+            raise DataFault(f"{path}: {stand_in(path) or what}")
         for row in rows:
-            yield rows.line_num, {name: value if isinstance(value, str) else "" for name, value in row.items()}
+            if None in row or None in row.values():
+                what = f"its row has {'more' if None in row else 'fewer'} values than the table has columns"
+                raise DataFault(f"{path}:{rows.line_num}: {what}; it is damaged or cut short, fetch it again")
+            yield rows.line_num, dict(row)
+
+
+def _without_zeros(lines: TextIO, path: Path) -> Iterator[str]:
+    for line in lines:
+        if "\0" in line:
+            raise DataFault(f"{path}: {_ZERO}")
+        yield line
 
 
 @contextmanager
@@ -62,10 +110,12 @@ def _opened(path: Path, suffix: str) -> Iterator[TextIO]:
     try:
         with ExitStack() as stack:
             yield io.TextIOWrapper(_unpacked(path, suffix, stack), encoding="utf-8-sig", newline="")
+    except FileNotFoundError:
+        raise DataFault(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise DataFault(f"{path}: is not UTF-8 text ({error.reason})") from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
-        raise DataFault(f"{path}: cannot be read ({error}); fetch it again") from None
+        raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error, RuntimeError) as error:
+        raise DataFault(unreadable(path, error)) from None
 
 
 def _unpacked(path: Path, suffix: str, stack: ExitStack) -> IO[bytes] | gzip.GzipFile:

@@ -250,8 +250,10 @@ def _check_marker(root: Path, marker: dict[str, object]) -> None:
     if path.exists():
         try:
             there = json.loads(path.read_text())
-        except ValueError as error:
-            raise DataFault(f"{path} is damaged; delete {root} to draw the phantom anew") from error
+        except ValueError:
+            there = None
+        if not isinstance(there, dict) or not isinstance(there.get("complete"), bool):
+            raise DataFault(f"{path} is damaged; delete {root} to draw the phantom anew")
         for key in ("version", "layout", "seed", "counts"):
             if there.get(key) != marker[key]:
                 raise DataFault(

@@ -55,7 +55,7 @@ TWICE = {"train": [{"id": 1, "finding": ""}], "test": [{"id": 1, "finding": ""}]
         (lambda root: (root / "region_report.csv").unlink(), "region_report.csv: no such file"),
         (lambda root: _report(root, "liver"), "'liver' is not in the list"),
         (lambda root: _report(root, "heart"), "2 has no region's report"),
-        (lambda root: _annotate(root, "{"), f"{TABLE}: is no JSON"),
+        (lambda root: _annotate(root, "{"), f"{TABLE}: cannot be read as JSON"),
         (lambda root: _annotate(root, {"train": [{"name": 1}]}), f"{TABLE}: expected"),
         (lambda root: _annotate(root, {"train": [{"id": 1, "text": ""}], "test": []}), "keys are id, text"),
         (lambda root: _annotate(root, TWICE), "1 stand in train and in test"),

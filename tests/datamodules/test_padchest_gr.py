@@ -394,7 +394,7 @@ def test_an_image_in_colour_is_named_and_left_out(root, mode):
             lambda root: (root / "grounded_reports_1.json").write_text("[]"),
             "grounded_reports_1.json, .*keep one of them",
         ),
-        (lambda root: (root / REPORTS).write_text("{"), f"{REPORTS}: is no JSON"),
+        (lambda root: (root / REPORTS).write_text("{"), f"{REPORTS}: cannot be read as JSON"),
         (lambda root: (root / REPORTS).write_text("{}"), f"{REPORTS}: expected a list"),
         (lambda root: (root / MASTER).write_text("StudyID,split\n"), f"{MASTER}: no column ImageID, PatientID"),
         (lambda root: write_master(root, split={B: "dev"}), "master_table.csv:3: split 'dev' is not in the list"),

@@ -121,4 +121,4 @@ def test_the_dry_run_says_what_is_wrong(tmp_path, capsys):
     assert main([write(tmp_path / "a.csv", [], column="Text")]) == 3
     assert "no column Report; the columns are: Text" in capsys.readouterr().err
     assert main([str(tmp_path / "b.csv")]) == 3
-    assert "b.csv: cannot be read" in capsys.readouterr().err
+    assert "b.csv: no such file" in capsys.readouterr().err
