@@ -61,10 +61,10 @@ _PAST_OF_THE_PATIENT = (
     r"|valve|graft|fusion|fractures?|trauma|wounds?|injur(?:y|ies)|infections?|infarct|granulomatous|tuberculosis|tb"
     r"|disease|procedures?|intervention|radiotherapy|pleurisy|inflammation)\b)"
 )
-_VIEW = (
-    r"(?:x[- ]?rays?|xr|cxr|radiographs?|radiograph(?:y|ic)|films?|views?|plain|chest|portable|mobile|erect|upright"
-    r"|supine|semi-?erect|sitting|pa|ap|lateral|lat|frontal|departmental|bedside|single|one|two|[12]|and|of|the|only"
-    r"|\d{1,4}(?:[/.]\d{1,4}){2}|\d\d?:\d\d)"
+_VIEW = (  # a date first, or its digits could be read as "1 view, 2 views" as well
+    r"(?:\d{1,4}(?:[/.]\d{1,4}){2}|\d\d?:\d\d|x[- ]?rays?|xr|cxr|radiographs?|radiograph(?:y|ic)|films?|views?|plain"
+    r"|chest|portable|mobile|erect|upright|supine|semi-?erect|sitting|pa|ap|lateral|lat|frontal|departmental|bedside"
+    r"|single|one|two|[12]|and|of|the|only)"
 )
 
 # Sections that go with all that stands in them: their label's words.
@@ -117,7 +117,7 @@ SENTENCES = (
     Rule("no words", r"^[\W_]*$", "A line of dashes, or a number's dot.", ("-----", "***"), ("5 cm.",)),
     Rule(
         "title",
-        rf"^(?=.*\b(?:chest|cxr|x-?rays?|xr|radiographs?|views?|film)\b)\W*(?:{_VIEW}\b\W*)+$",
+        rf"^(?=.*\b(?:chest|cxr|x-?rays?|xr|radiographs?|views?|film)\b)\W*(?:(?>{_VIEW}\b)\W*)+$",
         "Names the examination, as every report does.",
         ("CHEST X-RAY", "Chest, PA and lateral views.", "XR CHEST PA 12/03/2015", "Mobile CXR."),
         ("Clear chest.", "Chest X-ray shows a left pneumothorax.", "Lateral pneumothorax."),
@@ -138,7 +138,7 @@ SENTENCES = (
         r"|\brecommend|\badvi[sc]ed?\b|\badvisable\b|\b(?:consider|suggest|may|would|could) "
         rf"{_BEFORE_A_FILM}(?:ct|ultrasound|mri|{_FILM}|correlation|referral|evaluation|assess\w*|evaluat\w*)\b"
         rf"|\bfurther (?:[\w-]+ ){{0,2}}(?:evaluation|assessment|characteri[sz]ation|work-?up|{_FILM})\b"
-        r"|\bclinical(?:ly)? correlat|\bcorrelat(?:e|ion) (?:with|clinical)|\bif (?:clinically|there is)\b.*"
+        r"|\bclinical(?:ly)? correlat|\bcorrelat(?:e|ion) (?:with|clinical)|^(?>.*?\bif (?:clinically|there is)\b).*"
         r"\b(?:indicated|concern\w*|warranted|needed|required|suspicion|symptom\w*)\b",
         "Advice about what to do next.",
         (
@@ -229,7 +229,8 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _BEFORE_FINDINGS = re.compile(r"clinical|history|indication|technique|view|exam|comparison|finding|report(?!ed)", re.I)
-_NO_END = re.compile(r"(?:(?:^|\W)(?i:dr|mr|mrs|ms|prof|e\.g|i\.e|cf|vs|approx)|(?:^|\W)[A-Z]|^\W*\d{1,2})\.$")
+_NO_END = re.compile(r"(?:^|\W)(?:(?i:dr|mr|mrs|ms|prof|e\.g|i\.e|cf|vs|approx)|[A-Z])\.$")
+_NUMBER = re.compile(r"\W*\d{1,2}\.")  # of a list's line
 _GOES_ON = re.compile(r"(?:,|\b(?:the|a|an|of|in|on|at|to|by|for|with|and|or|is|are|no|from|as|than|near))$", re.I)
 
 
@@ -309,7 +310,7 @@ def _sentences(text: str) -> Iterator[str]:
     """Sentences without white space around them; a line that ends one without a full stop gets it."""
     block = ""
     for line in [*(" ".join(line.split()) for line in text.split("\n")), ""]:
-        if block and (not line or not (line[0].islower() or _GOES_ON.search(block))):
+        if block and (not line or not (line[0].islower() or _GOES_ON.search(block[-5:]))):
             yield from _split(block if block[-1] in ".!?:;" else f"{block}.")
             block = line
         else:
@@ -317,14 +318,15 @@ def _sentences(text: str) -> Iterator[str]:
 
 
 def _split(block: str) -> Iterator[str]:
-    sentence = ""
+    pieces: list[str] = []
     for piece in re.split(r"(?<=[.!?]) ", block):
-        sentence = f"{sentence} {piece}".strip()
-        if not _NO_END.search(sentence):
-            yield sentence
-            sentence = ""
-    if sentence:
-        yield sentence
+        goes_on = _NO_END.search(piece) or (not pieces and _NUMBER.fullmatch(piece))
+        pieces.append(piece)
+        if not goes_on:
+            yield " ".join(pieces).strip()
+            pieces = []
+    if pieces:
+        yield " ".join(pieces).strip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
