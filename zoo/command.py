@@ -27,6 +27,7 @@ EXIT_CODES = (
     "number, 130 Ctrl-C, 143 SIGTERM, 1 crash"
 )
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+RESUME = "go on with --resume auto"
 
 DEFAULT_RECIPE = "phantom"
 
@@ -160,12 +161,12 @@ def _first() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
 
 
-def run(body: Callable[[], None], resumes: bool = False) -> int:
+def run(body: Callable[[], None], again: str = "") -> int:
     """Runs a command's body and turns what it raises into an exit code and one line that says what to do.
 
     Args:
         body: The command.
-        resumes: Whether it trains, and goes on with `--resume auto`.
+        again: How it goes on after it was stopped; `RESUME` where it trains.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
     try:
@@ -173,11 +174,11 @@ def run(body: Callable[[], None], resumes: bool = False) -> int:
             body()
     except SystemExit as stop:  # argparse; SIGTERM; Lightning, which turns an interrupt into it
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return _stopped(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else code, resumes)
+        return _stopped(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else code, again)
     except KeyboardInterrupt:
-        return _stopped(INTERRUPTED, resumes)
+        return _stopped(INTERRUPTED, again)
     except Exception as error:
-        return _explain(error, resumes)
+        return _explain(error, again)
     return 0
 
 
@@ -201,14 +202,14 @@ def _ended_by_sigterm() -> Iterator[None]:
             on_sigterm(before)
 
 
-def _stopped(code: int, resumes: bool) -> int:
+def _stopped(code: int, again: str) -> int:
     told = {INTERRUPTED: "interrupted", TERMINATED: "stopped by SIGTERM"}
     if code in told and _first():
-        print(f"{told[code]}{'; go on with --resume auto' if resumes else ''}", file=sys.stderr)
+        print(f"{told[code]}{'; ' if again else ''}{again}", file=sys.stderr)
     return code
 
 
-def _explain(error: Exception, resumes: bool) -> int:
+def _explain(error: Exception, again: str) -> int:
     from datamodules.study import DataFault, SettingsFault
 
     kinds = ((UsageError, 2), (SettingsFault, 2), (DataFault, 3), (EnvironmentFault, 4), (FileNotFoundError, 4))
@@ -221,7 +222,7 @@ def _explain(error: Exception, resumes: bool) -> int:
         if _first():  # all processes have it
             print(f"error: {error}", file=sys.stderr)
         return 5
-    if told := _of_the_machine(error, resumes):
+    if told := _of_the_machine(error, again):
         print(f"error: {told}", file=sys.stderr)
         return 4
     text = traceback.format_exc()
@@ -237,18 +238,18 @@ OUT_OF_MEMORY = re.compile(
 LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed by signal: [\w ]+|exited unexpectedly)")
 
 
-def _of_the_machine(error: Exception, resumes: bool) -> str:
+def _of_the_machine(error: Exception, again: str) -> str:
     """What the machine lacked, where an error tells of that, and what to do about it; else empty."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror or text
     if found := LOST_WORKER.search(text):
         advice = "the machine had too little memory, or shared memory (/dev/shm): lower data.num_workers"
-        return f"{found.group()}; {advice}{', then go on with --resume auto' if resumes else ''}"
+        return f"{found.group()}; {advice}{', then ' if again else ''}{again}"
     found = OUT_OF_MEMORY.search(text)
     if found or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         first = found.group() if found else (text.splitlines() or ["out of memory"])[0]
         settings = "Lower data.micro_batch_size (the effective batch stays) or, where it was validating or testing, "
-        settings += "data.eval_batch_size; then go on with --resume auto. --dry-run estimates the memory needed"
-        return f"{first.rstrip('.')}. {settings if resumes else 'Use a device or a machine with more memory'}"
+        settings += f"data.eval_batch_size; then {RESUME}. --dry-run estimates the memory needed"
+        return f"{first.rstrip('.')}. {settings if again == RESUME else 'Use a device or a machine with more memory'}"
     return ""

@@ -26,7 +26,7 @@ HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE are the hub client's own and h
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return command.run(lambda: download(sys.argv[1:] if argv is None else argv))
+    return command.run(lambda: download(sys.argv[1:] if argv is None else argv), "the same command goes on")
 
 
 def download(argv: list[str]) -> None:
@@ -55,11 +55,7 @@ def download(argv: list[str]) -> None:
     from zoo.registry.manifest import find
 
     for entry in [find(name) for name in arguments.names]:
-        try:
-            _bring(entry, arguments)
-        except KeyboardInterrupt:
-            print("interrupted; run it again, it goes on from here", file=sys.stderr)
-            raise SystemExit(1) from None
+        _bring(entry, arguments)
 
 
 def _bring(entry: Entry, arguments: argparse.Namespace) -> None:

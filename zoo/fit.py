@@ -27,7 +27,7 @@ trainer.max_epochs=0 nothing is trained: the model is tested as it is built, and
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return command.run(lambda: fit(_parse(sys.argv[1:] if argv is None else argv)), resumes=True)
+    return command.run(lambda: fit(_parse(sys.argv[1:] if argv is None else argv)), command.RESUME)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -21,7 +21,7 @@ published ones, files that cannot be read, patients in two splits, files of the 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    return command.run(lambda: prepare(arguments))
+    return command.run(lambda: prepare(arguments), "the same command goes on")
 
 
 def prepare(argv: list[str]) -> None:

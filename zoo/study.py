@@ -23,7 +23,8 @@ where it was interrupted."""
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return command.run(lambda: study(_parser().parse_intermixed_args(sys.argv[1:] if argv is None else argv)))
+    arguments = sys.argv[1:] if argv is None else argv
+    return command.run(lambda: study(_parser().parse_intermixed_args(arguments)), "the same command goes on")
 
 
 def studies() -> dict[str, Path]:
@@ -97,13 +98,9 @@ def _run(design: Design, points: Sequence[Point], arguments: argparse.Namespace)
     done = f"{len(runs) - len(waiting)} done" + (f"; {jobs} at a time" if waiting else "")
     command.say(f"{design.name}, recipe {design.recipe}: {len(runs)} runs, {done}")
     failed: dict[str, str] = {}
-    try:
-        if waiting:
-            prepare(waiting, arguments.output)
-            failed = execute(points, jobs, threads)
-    except KeyboardInterrupt:
-        command.say("interrupted; the same command goes on")
-        raise SystemExit(1) from None
+    if waiting:
+        prepare(waiting, arguments.output)
+        failed = execute(points, jobs, threads)
     folder = arguments.output / f"{design.name.replace('/', '-')}-{design.recipe}"
     write_report(design, points, failed, arguments.settings, folder)
     if failed:
