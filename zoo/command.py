@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import platform
 import re
 import signal
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zoo
+from zoo import processes
 
 if TYPE_CHECKING:
     from zoo.config import Config
@@ -153,12 +155,8 @@ def configuration(arguments: argparse.Namespace, resume: str | None = None, allo
 
 def say(line: str) -> None:
     """Prints a line, once for all processes of a run."""
-    if _first():
+    if processes.rank() == 0:
         print(line, flush=True)
-
-
-def _first() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
 
 
 def run(body: Callable[[], None], again: str = "") -> int:
@@ -204,7 +202,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _stopped(code: int, again: str) -> int:
     told = {INTERRUPTED: "interrupted", TERMINATED: "stopped by SIGTERM"}
-    if code in told and _first():
+    if code in told and processes.rank() == 0:
         print(f"{told[code]}{'; ' if again else ''}{again}", file=sys.stderr)
     return code
 
@@ -216,20 +214,29 @@ def _explain(error: Exception, again: str) -> int:
     for kind, code in kinds:
         if isinstance(error, kind):
             # A loader's worker puts its traceback before the message.
-            print(f"error: {str(error).rsplit(f'{kind.__name__}: ', 1)[-1].strip()}", file=sys.stderr)
+            _tell(f"error: {str(error).rsplit(f'{kind.__name__}: ', 1)[-1].strip()}")
             return code
     if isinstance(error, Diverged):
-        if _first():  # all processes have it
-            print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 5
     if told := _of_the_machine(error, again):
-        print(f"error: {told}", file=sys.stderr)
+        _tell(f"error: {told}")
         return 4
+    if processes.lost_another(error):
+        _tell("error: another process of this run has ended, so this one ends; that one has said why")
+        return 1
     text = traceback.format_exc()
     with tempfile.NamedTemporaryFile("w", prefix="zoo-crash-", suffix=".log", delete=False) as log:
         log.write(text)
-    print(f"{text}\ncrash: this should not happen; the log is {log.name}", file=sys.stderr)
+    _tell(f"{text}\ncrash: this should not happen; the log is {log.name}")
     return 1
+
+
+def _tell(what: str) -> None:
+    """Prints what went wrong: once, where it did so on all processes of a run, else with the process's place."""
+    if processes.tells_failure():
+        where = f"process {processes.rank()} on {platform.node()}: " if processes.rank() else ""
+        print(where + what, file=sys.stderr)
 
 
 OUT_OF_MEMORY = re.compile(

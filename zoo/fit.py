@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo import command
+from zoo import command, processes
 
 if TYPE_CHECKING:
     import lightning as L
@@ -35,11 +35,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on with the newest such run, or with this run or checkpoint"
     )
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run",
         action="store_true",
         help="build everything without memory, print settings, sizes and what is missing (✗); "
         "exits 0 when the settings are valid, whatever is missing",
+    )
+    instead.add_argument(
+        "--slurm", type=Path, metavar="FILE", help="write the file that gives this fit to SLURM (docs/many_gpus.md)"
     )
     if {"-h", "--help"} & set(argv):
         command.print_recipe_of(argv)
@@ -47,7 +51,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def fit(arguments: argparse.Namespace) -> None:
-    """Composes the configuration, then dry-runs or fits it."""
+    """Composes the configuration, then dry-runs it, writes it down for SLURM, or fits it."""
     config = command.configuration(arguments, resume=arguments.resume, allow_missing=arguments.dry_run)
     from zoo.trainer import quiet
 
@@ -57,43 +61,56 @@ def fit(arguments: argparse.Namespace) -> None:
 
         dry_run(config)
         return
+    if arguments.slurm:
+        from zoo.slurm import write_job
+
+        write_job(arguments.slurm, config, arguments)
+        return
     _fit(config, arguments.resume)
 
 
 def _fit(config: Config, resume: str | None) -> None:
     from datamodules.study import DataFault
-    from zoo.run_directory import RunDirectory, find_run
+    from zoo.run_directory import RunDirectory
     from zoo.trainer import (
         build_trainer,
         data_needs,
         device_needs,
         effective_batch,
-        is_first_process,
         require,
         seed_everything,
     )
 
-    found = find_run(resume, config) if resume else None
-    if resume and found is None:
-        command.say("nothing to resume: a new run begins")
     batch = effective_batch(config)
+    processes.check(batch.devices, batch.nodes)
     seed_everything(config.values["run"]["seed"])
     model, data = config.build("model"), config.build("data")
     require(data_needs(data), DataFault)
     require([*model.requirements(), *device_needs(config)], command.EnvironmentFault)
     data.preprocessor = model.preprocessor()
-    if found:
-        run = found[0]
-        command.say(f"resuming {found[1]}")
-    else:
-        run = RunDirectory.create(config) if is_first_process() else RunDirectory(Path(config.values["run"]["folder"]))
+    folder, checkpoint = processes.agreed(lambda: _begin(config, resume))
+    run = RunDirectory(Path(folder))
     command.say(f"run folder {run.path}; effective batch {batch}")
     trainer = build_trainer(config, run, [config.build("metrics")])
-    if config.untrained:
-        command.say("trainer.max_epochs=0: nothing is trained, the model is tested as it is built")
-    else:
-        trainer.fit(model, datamodule=data, ckpt_path=str(found[1]) if found else None, weights_only=True)
-    _finish(trainer, model, data, config, run)
+    with processes.ending_together(trainer):
+        if config.untrained:
+            command.say("trainer.max_epochs=0: nothing is trained, the model is tested as it is built")
+        else:
+            trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        _finish(trainer, model, data, config, run)
+
+
+def _begin(config: Config, resume: str | None) -> tuple[str, str | None]:
+    """The run's folder, a new one where nothing is resumed, and the checkpoint to go on from."""
+    from zoo.run_directory import RunDirectory, find_run
+
+    found = find_run(resume, config) if resume else None
+    if found is None:
+        if resume:
+            command.say("nothing to resume: a new run begins")
+        return str(RunDirectory.create(config).path), None
+    command.say(f"resuming {found[1]}")
+    return str(found[0].path), str(found[1])
 
 
 def _finish(
@@ -106,7 +123,7 @@ def _finish(
     from zoo.trainer import checkpoint_to_test, write_tested
 
     chosen = None
-    if not config.untrained:  # only the first process knows the run's folder
+    if not config.untrained:  # only the first process is sure to see the run's folder
         found = str(checkpoint_to_test(run, config.values["run"]["evaluate"])) if trainer.is_global_zero else ""
         chosen = trainer.strategy.broadcast(found)
     trainer.test(model, data, ckpt_path=chosen, weights_only=True, verbose=False)

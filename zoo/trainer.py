@@ -15,12 +15,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.report_datamodule import ReportDataModule
 from lit_modules.report_generator import Requirement, weights_file
+from zoo import processes
 from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
 from zoo.callbacks.guard import StepGuard
 from zoo.callbacks.progress import progress_bar
@@ -117,8 +117,8 @@ def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) 
     try:
         return L.Trainer(
             **settings, accumulate_grad_batches=batch.accumulation, callbacks=own, logger=loggers or False,
-            plugins=[AtomicCheckpointIO()], default_root_dir=run.path, enable_checkpointing=True,
-            use_distributed_sampler=False,  # the DataModule shares out the studies itself
+            plugins=[AtomicCheckpointIO(), processes.cluster_environment()], default_root_dir=run.path,
+            enable_checkpointing=True, use_distributed_sampler=False,  # the DataModule shares out the studies itself
         )  # fmt: skip
     except (RuntimeError, MisconfigurationException) as error:
         raise EnvironmentFault(f"these devices cannot be used: {' '.join(str(error).split())}") from error
@@ -188,11 +188,6 @@ def seed_everything(seed: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         L.seed_everything(seed, workers=True, verbose=False)
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes the run's folder."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def require(needs: Iterable[Requirement], kind: type[Exception]) -> None:

@@ -19,6 +19,7 @@ from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import Study
 from lit_modules.report_generator import Report, ReportGenerator, Requirement
 from zoo.fit import main
+from zoo.run_directory import atomic_write
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class ToyData(ReportDataModule):
         return study, []
 
     def draw_phantom(self, train, validation):
-        self.root.mkdir(parents=True, exist_ok=True)
-        (self.root / "PHANTOM.json").write_text(json.dumps({"train": train, "validation": validation}))
+        counts = json.dumps({"train": train, "validation": validation})
+        atomic_write(self.root / "PHANTOM.json", counts)  # two machines that share the folder draw and list at once
 
     def label_findings(self):
         return None

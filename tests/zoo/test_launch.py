@@ -1,0 +1,149 @@
+"""Fits of several processes, started as torchrun and srun start them, on two "nodes" of one device on this machine."""
+
+import csv
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from tests.zoo.toy import ToyGenerator, fit
+from zoo import processes
+from zoo.fit import main
+from zoo.run_directory import RunDirectory
+
+FORK = multiprocessing.get_context("fork")
+HOME = Path(zoo.__file__).parent.parent
+TWO = ("trainer.num_nodes=2", "trainer.devices=1", "data.global_batch_size=8", "data.micro_batch_size=2",
+       "data.phantom=16", "trainer.max_epochs=2")  # fmt: skip
+
+
+def free_port():
+    """One of those that SLURM's job numbers lead to."""
+    for port in range(15000 + os.getpid() % 5000, 25000):
+        with socket.socket() as asked:
+            try:
+                asked.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
+
+
+def as_torchrun(rank, port):
+    return {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "LOCAL_RANK": 0, "GROUP_RANK": rank, "WORLD_SIZE": 2,
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+
+
+def as_srun(rank, port):
+    return {"SLURM_JOB_ID": 70000 + port - 15000, "SLURM_STEP_ID": 0, "SLURM_JOB_NAME": "toy", "SLURM_PROCID": rank,
+            "SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_NNODES": 2, "SLURM_LOCALID": 0,
+            "SLURM_NODEID": rank, "SLURM_NODELIST": "127.0.0.1"}  # fmt: skip
+
+
+def launch(by, *arguments, patch=lambda rank: None):
+    """Two processes in which `main` is called as on two nodes; returns their exit codes."""
+    port = free_port()
+
+    def body(rank):
+        os.environ.update({name: str(value) for name, value in by(rank, port).items()})
+        patch(rank)
+        sys.exit(main(["--method", "toy", *arguments]))
+
+    both = [FORK.Process(target=body, args=(rank,)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    return [process.exitcode for process in both]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+def losses(run):
+    rows = csv.reader((run / "metrics.csv").read_text().splitlines())
+    return [float(value) for _, _, metric, value in rows if metric == "train/loss"]
+
+
+@pytest.fixture
+def one_process(toy):
+    """The run that the same training makes in one process, by accumulation."""
+    assert fit(*TWO, "trainer.num_nodes=1", "run.folder=one") == 0
+    (run,) = toy.glob("one/*")
+    return run
+
+
+@pytest.mark.parametrize("by", [as_torchrun, as_srun])
+def test_two_nodes_train_and_test_as_one_process_does_and_speak_once(one_process, toy, capfd, by):
+    capfd.readouterr()
+    assert launch(by, *TWO) == [0, 0]
+    (run,) = toy.glob("runs/*")
+    assert losses(run) == pytest.approx(losses(one_process), abs=1e-6)
+    said = [json.loads((folder / "predictions.jsonl").read_text().splitlines()[-1]) for folder in (run, one_process)]
+    assert said[0] == said[1]
+    assert len((run / "predictions.jsonl").read_text().splitlines()) == 4
+    out = capfd.readouterr().out
+    assert out.count("run folder") == out.count("Recipe phantom") == out.count("testing: ") == 1
+    assert "1 micro" not in out
+    assert "2 micro × 2 accumulation × 1 devices × 2 nodes" in out
+
+
+def test_the_first_process_alone_decides_what_is_resumed(one_process, toy):
+    arguments = (*TWO, "run.folder=one", "trainer.max_epochs=3", "--resume", "auto")
+
+    def patch(rank):
+        if rank:  # it would find nothing, or what another run writes meanwhile
+            RunDirectory.resumable = lambda self: None
+            RunDirectory.create = None
+
+    assert launch(as_torchrun, *arguments, patch=patch) == [0, 0]
+    assert list(toy.glob("one/*")) == [one_process]
+    assert len(losses(one_process)) == 6
+
+
+def test_what_is_wrong_for_all_is_told_once(toy, capfd):
+    assert launch(as_torchrun, *TWO, "model.lr=fast") == [2, 2]
+    assert launch(as_srun, *TWO, "data.phantom=2") == [2, 2]  # found when the processes are connected
+    assert launch(as_srun, *TWO, "trainer.devices=2") == [2, 2]
+    error = capfd.readouterr().err
+    assert "srun started 2 processes, but trainer.devices=2 × trainer.num_nodes=2 are 4" in error
+    assert error.count("error: ") == 3
+    assert "Traceback" not in error
+    assert main(["--method", "toy", *TWO]) == 2
+    assert "by torchrun or srun" in capfd.readouterr().err
+
+
+def test_what_is_wrong_for_one_is_told_by_it_and_ends_all(toy, capfd, monkeypatch):
+    monkeypatch.setattr(processes, "ALIKE", 1)
+
+    def patch(rank):
+        def loss(self, batch):
+            raise FileNotFoundError("this disk has no such file")
+
+        if rank:
+            ToyGenerator.loss = loss
+
+    assert launch(as_srun, *TWO, patch=patch) == [1, 4]
+    lines = [line for line in capfd.readouterr().err.splitlines() if "error: " in line]
+    assert any(line.startswith("process 1 on ") and "this disk has no such file" in line for line in lines)
+    assert any("another process of this run has ended" in line for line in lines)
+    assert len(lines) == 2
+
+
+def test_under_slurm_without_srun_lightning_starts_the_processes(monkeypatch):
+    for name, value in as_srun(1, 15000).items():
+        monkeypatch.setenv(name, str(value))
+    assert (processes.launcher(), processes.rank(), processes.started()) == ("srun", 1, 2)
+    assert processes.cluster_environment().auto_requeue is False
+    monkeypatch.delenv("SLURM_STEP_ID")
+    assert (processes.launcher(), processes.rank(), processes.started()) == (None, 0, 1)
+    assert not processes.cluster_environment().creates_processes_externally
