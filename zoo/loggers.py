@@ -148,6 +148,7 @@ def build_loggers(
         warnings.warn("log.text=true: report texts go into the log. Do this only with public data.", stacklevel=2)
     if wandb == "off":
         return []
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # its client would send its own tracebacks to its makers
     import wandb as client
 
     os.environ["WANDB_SILENT"] = "true"

@@ -16,6 +16,7 @@ encoder's tokenizer and configuration: they come from folder `radgraph/<model ty
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import logging
@@ -24,6 +25,7 @@ import shutil
 import tarfile
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -45,6 +47,7 @@ Annotation = dict[
 
 HUB = "StanfordAIMI/RRG_scorers"
 ENCODER_FILES = ("config.json", "tokenizer_config.json", "vocab.txt")
+UNPACKED = 4 << 30  # bytes at most that an archive may unpack to; the released ones hold half a gigabyte
 AT_A_TIME = 16  # texts whose candidate spans are held at a time; the network takes one text after the other
 
 _known: dict[tuple[str, ...], dict[str, Annotation]] = {}  # never on disk: an annotation quotes its text
@@ -180,7 +183,7 @@ def _config(source: Path) -> dict[str, Any]:
         else:
             with tarfile.open(source) as archive:
                 member = next(member for member in archive if Path(member.name) == Path("config.json"))
-                config = json.load(archive.extractfile(member) or io.BytesIO())
+                config = json.loads((archive.extractfile(member) or io.BytesIO()).read(1 << 20))
         for part in (config["dataset_reader"]["token_indexers"], config["model"]["embedder"]["token_embedders"]):
             part["bert"]["model_name"]
     except (OSError, ValueError, KeyError, TypeError, StopIteration, EOFError, tarfile.TarError) as error:
@@ -233,13 +236,35 @@ def _working_copy(model: _Model) -> Iterator[Path]:
             shutil.copytree(model.source / "vocabulary", folder / "vocabulary")
             (folder / "weights.th").symlink_to((model.source / "weights.th").resolve())
         else:
-            with tarfile.open(model.source) as archive:
-                archive.extractall(folder, filter="data")
+            unpack(model.source, folder)
         config = json.loads(json.dumps(model.config))
         config["dataset_reader"]["token_indexers"]["bert"]["model_name"] = str(model.encoder)
         config["model"]["embedder"]["token_embedders"]["bert"]["model_name"] = str(model.encoder)
         (folder / "config.json").write_text(json.dumps(config))
         yield Path(temporary)
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """Unpacks a model's archive into a new folder.
+
+    Raises:
+        DataFault: Something in it is neither file nor folder (a link, a device), or leads out of the folder (an
+            absolute path, `..`), or it unpacks to more than `UNPACKED`; or it cannot be read.
+    """
+    room = UNPACKED
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                room -= member.size
+                if room < 0:
+                    raise DataFault(f"{source}: refused, it unpacks to more than {UNPACKED} bytes; fetch it anew")
+                if not (member.isfile() or member.isdir()):
+                    raise DataFault(f"{source}: refused, it holds a link or a device; fetch it anew")
+                if member.name.startswith("/") or ".." in Path(member.name).parts:
+                    raise DataFault(f"{source}: refused, it would write outside its own folder; fetch it anew")
+                archive.extract(member, folder, filter="data")
+    except (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataFault(f"{source} cannot be unpacked ({type(error).__name__}); fetch it anew") from None
 
 
 def _read(network: Any, texts: Sequence[str]) -> list[Annotation]:
