@@ -22,7 +22,8 @@ from datamodules.study import DataFault
 
 csv.field_size_limit(2**24)  # characters; at its own 131,072 a report of 20,000 words is none
 _NAME = 30  # characters of a column's name at most: where the header is missing, a report would stand in its place
-_ZERO = "holds characters 0 (a damaged file, or 16-bit text); fetch it again, or save it as UTF-8"
+_ENCODE = "fetch it again, or save it as UTF-8"
+_ZERO = f"holds characters 0 (a damaged file, or 16-bit text); {_ENCODE}"
 
 
 def find_table(root: Path, pattern: str) -> Path | None:
@@ -78,11 +79,12 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
     """Line number and row, every value a string, of a table in any of the forms of `read_text`, one after the other.
 
     Raises:
-        DataFault: It cannot be read, is no CSV, lacks one of `columns`, was cut short within a row, or has a row of
-            more or fewer values than columns. One that was cut between two rows is a table like any other.
+        DataFault: It cannot be read, is no CSV, lacks one of `columns` or has it twice, was cut short within a row (its
+            last line has no end), or has a row of more or fewer values than columns. One that was cut between two rows
+            is a table like any other.
     """
     with _opened(path, ".csv") as text:
-        rows = csv.DictReader(_without_zeros(text, path), strict=True)  # strict: a quote must be closed
+        rows = csv.DictReader(_whole_lines(text, path), strict=True)  # strict: a quote must be closed
         names = rows.fieldnames or ()
         if lacking := [column for column in columns if column not in names]:
             there = f"the columns are: {', '.join(names) or 'none'}"
@@ -90,6 +92,8 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
                 there = "its first line is no header"
             what = f"no column {', '.join(lacking)}; {there}"
             raise DataFault(f"{path}: {stand_in(path) or what}")
+        if twice := [column for column in columns if names.count(column) > 1]:
+            raise DataFault(f"{path}: several columns are called {', '.join(twice)}; keep one of them")
         for row in rows:
             if None in row or None in row.values():
                 what = f"its row has {'more' if None in row else 'fewer'} values than the table has columns"
@@ -97,11 +101,14 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
             yield rows.line_num, dict(row)
 
 
-def _without_zeros(lines: TextIO, path: Path) -> Iterator[str]:
+def _whole_lines(lines: TextIO, path: Path) -> Iterator[str]:
+    line = "\n"
     for line in lines:
         if "\0" in line:
             raise DataFault(f"{path}: {_ZERO}")
         yield line
+    if not line.endswith(("\n", "\r")):
+        raise DataFault(f"{path}: its last line has no end, so it may be cut short; fetch it again, or end the line")
 
 
 @contextmanager
@@ -113,7 +120,7 @@ def _opened(path: Path, suffix: str) -> Iterator[TextIO]:
     except FileNotFoundError:
         raise DataFault(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
-        raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise DataFault(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); {_ENCODE}") from None
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error, RuntimeError) as error:
         raise DataFault(unreadable(path, error)) from None
 
