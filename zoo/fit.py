@@ -102,14 +102,15 @@ def _fit(config: Config, resume: str | None) -> None:
 
 def _begin(config: Config, resume: str | None) -> tuple[str, str | None]:
     """The run's folder, a new one where nothing is resumed, and the checkpoint to go on from."""
-    from zoo.run_directory import RunDirectory, find_run
+    from zoo.run_directory import RunDirectory, find_run, layout_changes
 
     found = find_run(resume, config) if resume else None
     if found is None:
         if resume:
             command.say("nothing to resume: a new run begins")
         return str(RunDirectory.create(config).path), None
-    command.say(f"resuming {found[1]}")
+    changes = layout_changes(found[0], config)
+    command.say(f"resuming {found[1]}" + (f", spread anew: {changes}" if changes else ""))
     return str(found[0].path), str(found[1])
 
 

@@ -20,7 +20,8 @@ MAY_DIFFER = ("trainer.max_epochs", "trainer.max_time", "trainer.enable_progress
               "trainer.log_every_n_steps", "trainer.profiler", "data.root", "data.store", "data.num_workers",
               "data.eval_batch_size", "run.folder", "run.evaluate",
               "run.checkpoint_every", "log", "metrics")  # fmt: skip
-LAYOUT = ("trainer.devices", "trainer.num_nodes", "trainer.accelerator", "data.micro_batch_size")
+# How the same training is spread over devices: also free, and said.
+LAYOUT = ("trainer.strategy", "trainer.devices", "trainer.num_nodes", "trainer.accelerator", "data.micro_batch_size")
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -141,6 +142,12 @@ def find_run(resume: str, config: Config) -> tuple[RunDirectory, Path] | None:
     return found
 
 
+def layout_changes(run: RunDirectory, config: Config) -> str:
+    """What is spread over devices otherwise than when the run began, in words; empty where nothing is."""
+    changed = config.differences(load(run.config).values)
+    return ", ".join(f"{key} {there} → {here}" for key, (there, here) in changed.items() if key in LAYOUT)
+
+
 def _candidates(config: Config) -> Iterator[tuple[RunDirectory, Path]]:
     folder = Path(config.values["run"]["folder"])
     for path in sorted(folder.glob(f"{config.method}-{config.recipe}-*/config.yaml"), key=lambda p: -p.stat().st_mtime):
@@ -176,7 +183,7 @@ def _named(path: Path) -> tuple[RunDirectory, Path]:
 
 def _compare(run: RunDirectory, config: Config) -> None:
     changed = config.differences(load(run.config).values)
-    allowed = MAY_DIFFER if config.zero else MAY_DIFFER + LAYOUT
+    allowed = MAY_DIFFER + LAYOUT
     refused = {key: pair for key, pair in changed.items() if key not in allowed and key.split(".")[0] not in allowed}
     if refused:
         lines = "".join(f"\n       {key}: {there!r} in the run, {here!r} now" for key, (there, here) in refused.items())

@@ -5,12 +5,10 @@ CPU processes; the latter with the optimizer's state and step on the CPU).
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import math
 import os
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,22 +18,20 @@ from lightning.pytorch.strategies.ddp import DDPStrategy
 from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import Tensor
 
-from zoo.command import UsageError
 from zoo.config import ZERO
-from zoo.run_directory import COMPLETE, atomic_write, is_complete, sync_folder
 
-# Elements in one communication bucket. The authors' 1e9 reserves 1.86 GiB and ran out of memory on their 24 GB cards;
-# all of Reg2RG's 5.3e7 trainable weights fit into one of these.
+# Most elements in one communication bucket. The authors' 1e9 reserves 1.86 GiB and ran out of memory on their 24 GB
+# cards; all of Reg2RG's 5.3e7 trainable weights nearly fit into one of these.
 BUCKET = 50_000_000
 
 
-def build_strategy(name: str, cpu: bool, bucket: int = BUCKET) -> str | Strategy:
+def build_strategy(name: str, cpu: bool) -> str | Strategy:
     """The strategy called `name` (`trainer.strategy`) on GPUs or on CPU processes."""
     if name == "ddp":
         return DDPStrategy(find_unused_parameters=False, process_group_backend="gloo" if cpu else None)
     if name in ZERO:
         offload = name == "zero2_offload"
-        return CpuZeroStrategy(bucket, offload) if cpu else ZeroStrategy(bucket, offload)
+        return CpuZeroStrategy(offload) if cpu else ZeroStrategy(offload)
     return name
 
 
@@ -43,20 +39,18 @@ class ZeroStrategy(DeepSpeedStrategy):
     """ZeRO stage 2: every process holds the weights, and its share of the gradients and of the optimizer's state.
 
     Parameters and inputs are cast to the Trainer's precision as a whole, with fp32 masters in the optimizer: there is
-    no autocast, whatever the precision is called. Frozen weights that come from files stay out of checkpoints.
+    no autocast, whatever the precision is called.
 
     Args:
-        bucket: Elements in one communication bucket.
         offload: Gradients, fp32 masters and AdamW's moments lie in the machine's memory, and the CPU makes the step
             (ZeRO-Offload, Ren et al. 2021). It is the method's own optimizer that makes it: DeepSpeed's CPU Adam is
             several times faster, but is compiled on first use and takes other steps (1e-4 apart).
     """
 
-    def __init__(self, bucket: int = BUCKET, offload: bool = False, **options: Any) -> None:
+    def __init__(self, offload: bool = False, **options: Any) -> None:
         super().__init__(
-            stage=2, allgather_bucket_size=bucket, reduce_bucket_size=bucket, overlap_comm=True,
-            contiguous_gradients=True, offload_optimizer=offload, pin_memory=offload, logging_level=logging.ERROR,
-            **options,
+            stage=2, overlap_comm=True, contiguous_gradients=True, offload_optimizer=offload, pin_memory=offload,
+            logging_level=logging.ERROR, **options,
         )  # fmt: skip
         self.offload = offload
         if offload:
@@ -68,6 +62,9 @@ class ZeroStrategy(DeepSpeedStrategy):
 
         Left to itself it takes that of the step before for it, or drops what an earlier batch of the step gave it.
         """
+        # Lightning 2.6 has divided the loss by the number of batches in a step; DeepSpeed would once more, and the
+        # gradient would be that much too small to be clipped.
+        kwargs["scale_wrt_gas"] = False
         if not self.offload:
             return super().backward(closure_loss, optimizer, *args, **kwargs)
         engine, zero = self.deepspeed_engine, self.deepspeed_engine.optimizer
@@ -81,67 +78,111 @@ class ZeroStrategy(DeepSpeedStrategy):
             zero._finalize_cpu_offload_gradient_accumulation()
         return loss
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Writes a folder beside the place, marks it complete, and exchanges the two by renaming."""
-        place = Path(self.broadcast(str(filepath)))
-        partial, previous = (place.with_name(f"{place.name}.{state}") for state in ("partial", "previous"))
-        if self.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-            place.parent.mkdir(parents=True, exist_ok=True)
-        self.barrier("checkpoint folder")
-        self.exclude_frozen_parameters = self._frozen_have_files()
-        names = list(checkpoint["state_dict"])
-        super().save_checkpoint({**checkpoint, "weight_names": names}, partial, storage_options)
-        self.barrier("checkpoint written")
-        if self.is_global_zero:
-            atomic_write(partial / COMPLETE, json.dumps({"world_size": self.world_size}))
-            if place.exists():
-                shutil.rmtree(previous, ignore_errors=True)
-                place.rename(previous)
-            partial.rename(place)
-            sync_folder(place.parent)
-            shutil.rmtree(previous, ignore_errors=True)
-        self.barrier("checkpoint in place")
+    def _initialize_deepspeed_train(self, model: torch.nn.Module) -> None:
+        """Sizes the buckets to the model first: room that no gradient will take is memory lost."""
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        bucket = min(BUCKET, 1000 * math.ceil(trained / 1000))  # must be even
+        config: Any = self.config
+        config["zero_optimization"] |= {"allgather_bucket_size": bucket, "reduce_bucket_size": bucket}
+        super()._initialize_deepspeed_train(model)
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads what `save_checkpoint` wrote; only ever your own, for DeepSpeed unpickles it.
+    # A checkpoint is the one file that it is under every other strategy, not DeepSpeed's folder of shares: any number
+    # of processes, and any strategy, goes on from it, and nothing is unpickled.
+    save_checkpoint = DDPStrategy.save_checkpoint
+    load_checkpoint = DDPStrategy.load_checkpoint
 
-        Raises:
-            UsageError: It is a single file, is not whole, or was made by another number of processes.
-        """
-        path = Path(checkpoint_path)
-        if path.is_file():
-            raise UsageError(f"{path} is a checkpoint of one file; it resumes with trainer.strategy=auto or ddp")
-        if not is_complete(path):
-            raise UsageError(f"{path} is not a whole ZeRO checkpoint")
-        made_by = json.loads((path / COMPLETE).read_text())["world_size"]
-        if made_by != self.world_size and self.lightning_module is not None and self.lightning_module.trainer.training:
-            raise UsageError(
-                f"{path} was made by {made_by} processes and there are {self.world_size}: ZeRO shares its optimizer "
-                "state among them and resumes only with the same number"
-            )
-        state = super().load_checkpoint(path, weights_only)
-        # DeepSpeed has put the weights in place and keeps them to itself; what the method checks is their names.
-        state["state_dict"] = dict.fromkeys(state.pop("weight_names"))
-        return state
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning gives the optimizer's state to `load_optimizer_state_dict`; DeepSpeed would read its own folder."""
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The weights; on the first process, the trained ones in fp32, as the optimizer keeps them."""
+        weights = super().lightning_module_state_dict()
+        whole: dict[int, Tensor] = {}
+        for name, weight in self.lightning_module.named_parameters(remove_duplicate=False):  # type: ignore[union-attr]
+            if weight.requires_grad and name in weights:
+                if id(weight) not in whole:  # tied: once under all its names
+                    whole[id(weight)] = self._whole(weight)
+                weights[name] = whole[id(weight)]
+        return weights
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Does nothing: `load_checkpoint` has loaded them."""
+        """Loads the weights and, in training, the fp32 ones that the optimizer makes them from."""
+        super(DeepSpeedStrategy, self).load_model_state_dict(checkpoint, strict)
+        from deepspeed.utils import safe_set_full_fp32_param
 
-    def _frozen_have_files(self) -> bool:
-        """Whether every frozen weight can be had again from its file."""
-        module = self.lightning_module
-        files = tuple(getattr(module, "frozen_files", dict)())
-        frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]  # type: ignore[union-attr]
-        return bool(files) and all(name.startswith(files) for name in frozen)
+        module: Any = self.lightning_module
+        for name, weight in module.named_parameters():
+            if module.trainer.training and weight.requires_grad:
+                safe_set_full_fp32_param(weight, checkpoint["state_dict"][name])
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """Its state as `torch.optim` gives it, gathered from all processes; whole on the first one.
+
+        ZeRO's optimizer holds one flat share of each group of weights, and of AdamW's moments; `step` is a number.
+        """
+        zero = self.deepspeed_engine.optimizer
+        state: dict[int, dict[str, Any]] = {}
+        groups = []
+        for share, weights, group in _groups(zero):
+            numbers = range(len(state), len(state) + len(weights))
+            for number, weight in zip(numbers, weights, strict=True):
+                state[number] = {
+                    key: self._whole(weight, key) if value.shape == share.shape else value.clone()
+                    for key, value in zero.state[share].items()
+                }
+            groups.append({**group, "params": list(numbers)})
+        return {"state": state, "param_groups": groups, "loss_scale": zero.loss_scale}
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Takes this process's share of what `optimizer_state`, or `torch.optim` itself, gave.
+
+        Of weights whose steps differ (some had no gradient in some steps, which `torch.optim` skips and ZeRO does not)
+        the most counts.
+        """
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        zero = self.deepspeed_engine.optimizer
+        (saved,) = checkpoint["optimizer_states"]
+        moments = []
+        for (share, weights, group), saved_group in zip(_groups(zero), saved["param_groups"], strict=True):
+            group.update({name: value for name, value in saved_group.items() if name != "params"})
+            for weight, number in zip(weights, saved_group["params"], strict=True):
+                for key, value in saved["state"].get(number, {}).items():
+                    if key == "step":
+                        zero.state[share][key] = max(zero.state[share].get(key, value), value)
+                    else:
+                        zero.state[share].setdefault(key, torch.zeros_like(share))
+                        moments.append((weight, value, key))
+        if moments:
+            zero._lazy_init_hp_params_optimizer_state()  # shows DeepSpeed what lies where in a share
+        for weight, value, key in moments:
+            safe_set_full_optimizer_state(weight, value, key)
+        zero.loss_scale = saved.get("loss_scale", zero.loss_scale)
+
+    def _whole(self, weight: Tensor, key: str | None = None) -> Tensor:
+        """A trained weight in fp32, or what the optimizer keeps for it under a key, from all processes' shares.
+
+        All must call it; only the first, which writes it, gets it in memory of its own.
+        """
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        whole = safe_get_full_optimizer_state(weight, key) if key else safe_get_full_fp32_param(weight)
+        return whole.cpu() if self.is_global_zero else whole.new_empty(0)
+
+
+def _groups(zero: Any) -> Iterator[tuple[Tensor, list[Tensor], dict[str, Any]]]:
+    """For each group of a ZeRO optimizer: this process's flat share in fp32, its trained weights, its settings."""
+    return zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, zero.param_groups, strict=True)
 
 
 class CpuZeroStrategy(ZeroStrategy):
     """The same on CPU processes with gloo, to test without GPUs. Replaces the parts that insist on CUDA devices."""
 
-    def __init__(self, bucket: int = BUCKET, offload: bool = False) -> None:
+    def __init__(self, offload: bool = False) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        super().__init__(bucket, offload, process_group_backend="gloo")
+        super().__init__(offload, process_group_backend="gloo")
 
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()

@@ -21,6 +21,7 @@ from torch import Tensor
 from datamodules.report_datamodule import ReportDataModule
 from lit_modules.report_generator import Requirement, weights_file
 from zoo import processes
+from zoo.callbacks.batch_counts import BatchCounts
 from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
 from zoo.callbacks.guard import StepGuard
 from zoo.callbacks.progress import progress_bar
@@ -106,6 +107,7 @@ def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) 
     guard = StepGuard(run)
     own: list[Callback] = [
         StepSeeds(here.seed), *callbacks, metrics, WholeBatches(batch), provenance, guard,
+        BatchCounts(batch.total // batch.accumulation),
         RunCheckpoints(run, config.plain(), here.monitor, here.mode, here.checkpoint_every, guard),
     ]  # fmt: skip
     if config.untrained:

@@ -1,21 +1,21 @@
-"""ZeRO-2 on two CPU processes: the same training as DDP, offloaded or not, and resumable."""
+"""ZeRO-2 on two CPU processes: the same training as DDP, offloaded or not; resumed by any number, and after a crash."""
 
 import csv
 import os
+import signal
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn.functional import mse_loss
 
 import zoo.trainer
-from lit_modules.report_generator import weights_file
-from tests.zoo.toy import ToyGenerator, fit
+from tests.zoo.toy import ToyGenerator, fit, killed_in_save
 from zoo.config import ZERO
 from zoo.strategies import ZeroStrategy, build_strategy
 
 TWO = ("trainer.devices=2", "data.phantom=16", "data.global_batch_size=8", "data.micro_batch_size=2",
        "trainer.gradient_clip_val=1.0")  # fmt: skip
+LOSS = ToyGenerator.loss
 
 
 @pytest.fixture
@@ -29,8 +29,9 @@ def forked(monkeypatch):
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
     def build(name, cpu):
-        strategy = build_strategy(name, cpu, bucket=100_000) if name in ZERO else build_strategy(name, cpu)
-        strategy._start_method = "fork"
+        strategy = build_strategy(name, cpu)
+        if not isinstance(strategy, str):
+            strategy._start_method = "fork"
         return strategy
 
     monkeypatch.setattr(zoo.trainer, "build_strategy", build)
@@ -48,30 +49,65 @@ def losses(folder):
     return [float(value) for _, _, metric, value in table if metric == "train/loss"]
 
 
-def test_zero2_offloaded_or_not_trains_as_ddp_does_and_resumes(toy, forked, capfd):
-    def tell(self):
-        optimizer = self.trainer.strategy.deepspeed_engine.optimizer
-        (toy / "told").write_text(f"{optimizer.cpu_offload} {type(optimizer.optimizer).__name__}")
+HOPS = {
+    ("zero2", 2): "False AdamW 1000",
+    ("zero2", 1): "False AdamW 1000",
+    ("zero2_offload", 2): "True AdamW 1000",
+    ("ddp", 2): None,
+    ("zero2_offload", 1): "True AdamW 1000",
+    ("auto", 1): None,
+}
 
-    assert fit(*TWO, "trainer.strategy=ddp") == 0
-    ddp = losses(toy)
-    assert len(ddp) == 6
-    for strategy, told in zip(ZERO, ("False AdamW", "True AdamW"), strict=True):
-        zero = (*TWO, f"trainer.strategy={strategy}")
-        assert fit(*zero, "trainer.max_epochs=2", patch=(ToyGenerator, "on_train_end", tell)) == 0
-        assert (toy / "told").read_text() == told
-        assert losses(toy) == pytest.approx(ddp[:4], abs=1e-5)
-        checkpoints = newest(toy) / "checkpoints"
-        assert (checkpoints / "last.ckpt" / "COMPLETE").is_file()
-        assert fit(*zero, "--resume", str(newest(toy))) == 0
-        assert losses(toy) == pytest.approx(ddp, abs=1e-5)
-        weights = load_file(checkpoints / "tested.safetensors")
-        module = torch.load(weights_file(checkpoints / "best.ckpt"), weights_only=True)["module"]
-        assert weights.keys() == module.keys()
-        assert all(torch.equal(weights[name], module[name]) for name in module)
-        capfd.readouterr()
-        assert fit(*zero, "trainer.devices=1", "--resume", str(checkpoints / "last.ckpt")) == 2
-        assert "trainer.devices" in capfd.readouterr().err
+
+def test_any_number_of_processes_and_any_strategy_goes_on_from_any_other(toy, forked, capfd):
+    def tell(self):
+        zero = self.trainer.optimizers[0]
+        if hasattr(zero, "cpu_offload"):
+            (toy / "told").write_text(f"{zero.cpu_offload} {type(zero.optimizer).__name__} {zero.reduce_bucket_size}")
+
+    assert fit(*TWO, "trainer.devices=1", "trainer.max_epochs=6") == 0
+    alone = losses(toy)
+    assert len(alone) == 12
+    resume = ()
+    for epochs, ((strategy, devices), told) in enumerate(HOPS.items(), 1):
+        spread = (f"trainer.strategy={strategy}", f"trainer.devices={devices}", f"trainer.max_epochs={epochs}")
+        assert fit(*TWO, *spread, *resume, patch=(ToyGenerator, "on_train_end", tell)) == 0
+        resume = ("--resume", str(newest(toy)))
+        assert losses(toy) == pytest.approx(alone[: 2 * epochs], abs=1e-5)
+        if told:
+            assert (toy / "told").read_text() == told
+    assert "spread anew: trainer.devices 2 → 1, trainer.strategy zero2 → auto" in capfd.readouterr().out
+
+
+def test_half_precision_goes_on_from_fp32_masters(toy, forked):
+    half = (*TWO, "trainer.devices=1", "trainer.strategy=zero2", "trainer.precision=bf16-true")
+    assert fit(*half, "trainer.max_epochs=2") == 0
+    whole = losses(toy)
+    assert fit(*half, "trainer.max_epochs=1") == 0
+    content = torch.load(newest(toy) / "checkpoints" / "last.ckpt", weights_only=True)
+    weights = content["state_dict"].values()
+    assert all(weight.dtype == torch.float32 for weight in weights)
+    assert any((weight.bfloat16() != weight).any() for weight in weights)
+    assert fit(*half, "trainer.max_epochs=2", "--resume", str(newest(toy))) == 0
+    assert losses(toy) == whole
+
+
+def killed_in_training(self, batch):
+    """The second of two processes ends, as `kill -9` does, in the middle of the second epoch."""
+    if self.training and self.global_rank == 1 and self.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return LOSS(self, batch)
+
+
+def test_one_process_killed_ends_the_command_and_the_run_goes_on(toy, forked):
+    zero = (*TWO, "trainer.strategy=zero2", "run.checkpoint_every=1")
+    assert fit(*zero) == 0
+    whole = losses(toy)
+    for patch, devices in (((ToyGenerator, "loss", killed_in_training), 1), (killed_in_save(5), 2)):
+        assert fit(*zero, patch=patch) != 0
+        assert 0 < len(losses(toy)) < 6
+        assert fit(*zero, f"trainer.devices={devices}", "--resume", str(newest(toy))) == 0
+        assert losses(toy) == pytest.approx(whole, abs=1e-5)
 
 
 def test_weights_may_be_left_out_of_some_batches_offloaded_too(toy, forked):
