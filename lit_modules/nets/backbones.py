@@ -1,7 +1,9 @@
-"""Language models and tokenizers, through two doors.
+"""Language models and tokenizers, through three doors.
 
 `llm` is a hub id or a local folder (real weights; `checkpoints/phantom-llama` is the project's own small one), or
-`phantom:llama` / `phantom:gpt2`: the same classes at a small size with fixed random weights and a tokenizer made here.
+`phantom:llama` / `phantom:gpt2`: the same classes at a small size with fixed random weights and a tokenizer made here,
+or `random:<hub id or folder>`: that model's true size with random weights and the phantom's tokenizer, whose ids its
+vocabulary holds. That is what a training step costs, measured without the weights; every network here has that door.
 Nothing is fetched unless asked for.
 """
 
@@ -23,6 +25,7 @@ from datamodules.study import SettingsFault
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader forks after the tokenizer was used
 
 PHANTOMS = ("phantom:llama", "phantom:gpt2")
+RANDOM = "random:"
 
 # Published configurations, so that a dry run on the meta device needs no download.
 LLAMA_2_7B = {
@@ -77,6 +80,7 @@ def build_config(llm: str, phantom: PhantomSize, vocabulary: int) -> Any:
     """The configuration of `llm`; `vocabulary` is the size of a phantom's tokenizer."""
     from transformers import AutoConfig, GPT2Config, LlamaConfig
 
+    llm = llm.removeprefix(RANDOM)
     if llm == "phantom:llama":
         return LlamaConfig(
             vocab_size=vocabulary,
@@ -119,7 +123,7 @@ def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: Pha
     from transformers import AutoModelForCausalLM
 
     meta = torch.get_default_device().type == "meta"
-    if llm in PHANTOMS or meta or not weights:
+    if is_made(llm) or meta or not weights:
         # The phantom's weights must not depend on what was drawn before, nor change what is drawn after.
         with torch.random.fork_rng(enabled=not meta):
             if not meta:
@@ -127,6 +131,11 @@ def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: Pha
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     with _plain_errors(llm):
         return AutoModelForCausalLM.from_pretrained(located(llm), dtype=dtype, attn_implementation="sdpa")
+
+
+def is_made(source: str) -> bool:
+    """Whether the weights of a network are random numbers, so that no file is read: `phantom:…` or `random:…`."""
+    return source.startswith(("phantom:", RANDOM))
 
 
 def check_filled(source: str, found: Mapping[str, Any], what: str = "its model") -> None:
@@ -157,7 +166,7 @@ def build_tokenizer(llm: str) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
-    if llm in PHANTOMS:
+    if is_made(llm):
         return PreTrainedTokenizerFast(
             tokenizer_object=phantom_tokenizer(),
             unk_token="<unk>",
@@ -221,7 +230,7 @@ def how_to_get(llm: str) -> str:
 
 def at_hand(llm: str, weights: bool = True) -> bool:
     """Whether `llm` can be read without a download: its tokenizer, and its weights where they are wanted."""
-    if llm in PHANTOMS:
+    if is_made(llm):
         return True
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json", "pytorch_model.bin")
     return is_local(llm, "tokenizer.json") and (not weights or any(is_local(llm, name) for name in names))

@@ -9,7 +9,7 @@ for a sentence without boxes. That is the paper's behaviour (`fit="crop"`). `fit
 nothing.
 
 `clip` is a hub id or a local folder (real weights), or `phantom:clip`: the same class at a small size with fixed random
-weights. Nothing is fetched unless asked for.
+weights, or `random:…` (see `nets.backbones`). Nothing is fetched unless asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from datamodules.masks import Box
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import is_local, located
+from lit_modules.nets.backbones import RANDOM, is_local, is_made, located
 
 Fit = Literal["crop", "pad"]
 
@@ -128,6 +128,7 @@ def build_vision_config(clip: str, phantom: PhantomCLIP) -> Any:
     """
     from transformers import CLIPVisionConfig
 
+    clip = clip.removeprefix(RANDOM)
     if clip == PHANTOM:
         return CLIPVisionConfig(
             hidden_size=phantom.hidden,
@@ -159,7 +160,7 @@ def build_vision_model(config: Any, clip: str, phantom: PhantomCLIP, dtype: torc
 
     tower: Any = CLIPVisionModelWithProjection
     meta = torch.get_default_device().type == "meta"
-    if clip == PHANTOM or meta:
+    if is_made(clip) or meta:
         # The phantom's weights must not depend on what was drawn before, nor change what is drawn after.
         with torch.random.fork_rng(enabled=not meta):
             if not meta:
@@ -178,7 +179,7 @@ def build_vision_model(config: Any, clip: str, phantom: PhantomCLIP, dtype: torc
 def clip_at_hand(clip: str) -> bool:
     """Whether `clip` can be read without a download."""
     weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    return clip == PHANTOM or any(is_local(clip, name) for name in weights)
+    return is_made(clip) or any(is_local(clip, name) for name in weights)
 
 
 def how_to_get_clip(clip: str) -> str:

@@ -6,8 +6,8 @@ over through the argument that is there for them (`mm_encoder_outputs`). A subcl
 renaming of a hub checkpoint's keys for classes of others, and leaves every weight random with a mere warning.
 
 `llava` is a hub id or a local folder in either published layout (transformers', or the authors', where CLIP lies
-elsewhere), or `phantom:llava`: the same classes at a small size with fixed random weights. Nothing is fetched unless
-asked for. Weights: Llama 2 Community License.
+elsewhere), or `phantom:llava`: the same classes at a small size with fixed random weights, or `random:…` (see
+`nets.backbones`). Nothing is fetched unless asked for. Weights: Llama 2 Community License.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from datamodules.study import SettingsFault
 from lit_modules.nets import backbones
-from lit_modules.nets.backbones import LLAMA_2_7B, PhantomSize, is_local, located
+from lit_modules.nets.backbones import LLAMA_2_7B, RANDOM, PhantomSize, is_local, is_made, located
 from lit_modules.nets.clip_image import PHANTOM as PHANTOM_TOWER
 from lit_modules.nets.clip_image import PhantomCLIP, build_vision_config
 from lit_modules.nets.feature_fusion import FeatureFusion
@@ -81,6 +81,7 @@ def build_llava_config(llava: str, phantom: PhantomSize, phantom_clip: PhantomCL
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+    llava = llava.removeprefix(RANDOM)
     if llava == PHANTOM:
         text = backbones.build_config("phantom:llama", phantom, vocabulary)
         return _config_of(build_vision_config(PHANTOM_TOWER, phantom_clip), text, BYTE_0)
@@ -131,7 +132,7 @@ def build_llava(
     from transformers import LlavaForConditionalGeneration
 
     meta = torch.get_default_device().type == "meta"
-    if llava == PHANTOM or meta or not weights:
+    if is_made(llava) or meta or not weights:
         # The phantom's weights must not depend on what was drawn before, nor change what is drawn after.
         with torch.random.fork_rng(enabled=not meta):
             if not meta:
@@ -217,7 +218,7 @@ def build_llava_tokenizer(llava: str) -> Any:
 
 def llava_at_hand(llava: str, weights: bool = True) -> bool:
     """Whether `llava` can be read without a download; for the authors' layout, CLIP's weights aside."""
-    if llava == PHANTOM:
+    if is_made(llava):
         return True
     tokenizer = is_local(HUB if llava == ORIGINAL else llava, "tokenizer.json")
     return tokenizer and (not weights or any(is_local(llava, name) for name in _WEIGHTS))

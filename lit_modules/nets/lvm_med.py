@@ -6,8 +6,8 @@ layer before the output head"; that it is the ResNet-50, and so the mean over it
 0.37 % of LLaVA's parameters that the paper gives it (§5).
 
 `resnet` is a hub id or a local folder in transformers' layout, or a file in torchvision's (`lvmmed_resnet.torch`, as
-released), or `phantom:resnet`: the same class at a small size with fixed random weights. Nothing is fetched unless
-asked for.
+released), or `phantom:resnet`: the same class at a small size with fixed random weights, or `random:…` (see
+`nets.backbones`). Nothing is fetched unless asked for.
 
 Images are squashed to a square, as in LVM-Med's classification recipe; ASaRG does not say how large its were.
 """
@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import is_local, located
+from lit_modules.nets.backbones import RANDOM, is_local, is_made, located
 from lit_modules.reg2rg_weights import load_into, read
 
 PHANTOM = "phantom:resnet"
@@ -59,6 +59,7 @@ def build_resnet_config(resnet: str, phantom: PhantomResNet) -> Any:
     """
     from transformers import ResNetConfig
 
+    resnet = resnet.removeprefix(RANDOM)
     if resnet == PHANTOM:
         sizes = [phantom.dim // 2**step for step in (3, 2, 1, 0)]
         return ResNetConfig(embedding_size=sizes[0], hidden_sizes=sizes, depths=[1] * 4)
@@ -83,7 +84,7 @@ def build_resnet(config: Any, resnet: str, phantom: PhantomResNet, dtype: torch.
 
     network: Any = ResNetModel
     meta = torch.get_default_device().type == "meta"
-    if resnet == PHANTOM or meta:
+    if is_made(resnet) or meta:
         # The phantom's weights must not depend on what was drawn before, nor change what is drawn after.
         with torch.random.fork_rng(enabled=not meta):
             if not meta:
@@ -129,7 +130,7 @@ def resnet_features(model: Any, pixels: Tensor) -> Tensor:
 def resnet_at_hand(resnet: str) -> bool:
     """Whether `resnet` can be read without a download."""
     weights = ("model.safetensors", "pytorch_model.bin")
-    return resnet == PHANTOM or _is_file(resnet) or any(is_local(resnet, name) for name in weights)
+    return is_made(resnet) or _is_file(resnet) or any(is_local(resnet, name) for name in weights)
 
 
 def how_to_get_resnet(resnet: str) -> str:

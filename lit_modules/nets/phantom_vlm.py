@@ -156,6 +156,28 @@ def phantom_config(model_type: str, phantom: PhantomVLM, tokenizer: Any) -> Any:
     return AutoConfig.for_model(model_type, **_CONFIGS[model_type](phantom, tokenizer))
 
 
+# A published model at its true size, with random weights and the phantom's tokens (`random:…`).
+
+
+def true_size(config: Any) -> PhantomVLM:
+    """The size of a published model's images, as `phantom_image_processor` takes it."""
+    vision = config.vision_config
+    parts = 2 if config.model_type in ("mllama", "phi3_v") else 1  # tiles or crops along a side
+    # Qwen takes a film as it is, up to 16,384 tokens of 2 x 2 patches each.
+    image = parts * vision.image_size if hasattr(vision, "image_size") else 256 * vision.patch_size
+    return PhantomVLM(patch=vision.patch_size, image=image)
+
+
+def with_ids_of(tokenizer: Any, config: Any) -> Any:
+    """A published configuration whose special tokens have the ids of the family's phantom tokenizer."""
+    phantom = phantom_config(config.model_type, PHANTOM, tokenizer)
+    for there, small in ((config, phantom), (config.text_config, phantom.text_config)):
+        for name, value in small.to_dict().items():
+            if name.endswith(("_token_id", "_token_index")) and value is not None:
+                setattr(there, name, value)
+    return config
+
+
 def _text(phantom: PhantomVLM, tokenizer: Any, **more: Any) -> dict[str, Any]:
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos")}
     return {

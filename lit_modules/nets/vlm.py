@@ -1,8 +1,8 @@
 """Vision-language models through one door: transformers' own classes, without any code of the hub's.
 
 `vlm` is a hub id, a local folder in transformers' layout, or `phantom:<model_type>`: the family's real classes at a
-small size with fixed random weights (`nets.phantom_vlm`). Nothing is fetched unless asked for, and weights come from
-safetensors alone.
+small size with fixed random weights (`nets.phantom_vlm`), or `random:…` (see `nets.backbones`). Nothing is fetched
+unless asked for, and weights come from safetensors alone.
 
 Of transformers' multimodal processors the two halves are used, image processor and tokenizer, but not the class that
 joins them: it would read the image again with each prompt (see `nets.vlm_encoding`).
@@ -22,8 +22,16 @@ from typing import Any
 import torch
 
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import check_filled, is_local, located
-from lit_modules.nets.phantom_vlm import PHANTOM, PhantomVLM, phantom_config, phantom_image_processor, phantom_tokenizer
+from lit_modules.nets.backbones import RANDOM, check_filled, is_local, is_made, located
+from lit_modules.nets.phantom_vlm import (
+    PHANTOM,
+    PhantomVLM,
+    phantom_config,
+    phantom_image_processor,
+    phantom_tokenizer,
+    true_size,
+    with_ids_of,
+)
 from lit_modules.nets.vlm_families import FAMILIES, VLMS, Family
 
 _PREFIX = "phantom:"
@@ -59,6 +67,7 @@ def family_of(vlm: str) -> Family:
         SettingsFault: No family that is known here.
         FileNotFoundError: Its configuration cannot be read; the message says what to do.
     """
+    vlm = vlm.removeprefix(RANDOM)
     if vlm in VLMS:
         return FAMILIES[VLMS[vlm].family]
     kind = vlm.removeprefix(_PREFIX)
@@ -81,6 +90,8 @@ def build_config(vlm: str, phantom: PhantomVLM = PHANTOM) -> Any:
     family = family_of(vlm)
     if family.model_type == "phi3_v":
         import lit_modules.nets.phi3_vision  # noqa: F401  # makes itself known to transformers
+    if vlm.startswith(RANDOM):
+        return with_ids_of(phantom_tokenizer(family.model_type), build_config(vlm.removeprefix(RANDOM), phantom))
     if vlm.startswith(_PREFIX):
         return phantom_config(family.model_type, phantom, phantom_tokenizer(family.model_type))
     if vlm in VLMS:
@@ -99,9 +110,10 @@ def build_processor(vlm: str, phantom: PhantomVLM = PHANTOM) -> VlmProcessor:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     family = family_of(vlm)
-    if vlm.startswith(_PREFIX):
+    if is_made(vlm):
         tokenizer = phantom_tokenizer(family.model_type)
-        images = phantom_image_processor(family.model_type, phantom)
+        size = true_size(build_config(vlm, phantom)) if vlm.startswith(RANDOM) else phantom
+        images = phantom_image_processor(family.model_type, size)
     else:
         with _plain_errors(vlm):
             if family.model_type == "phi3_v":
@@ -152,8 +164,8 @@ def build_vlm(
     config = build_config(vlm, phantom)
     if torch.get_default_device().type == "meta":
         return AutoModelForMultimodalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    if vlm.startswith(_PREFIX):
-        return _phantom(config, dtype, phantom, quantization, device_map)
+    if is_made(vlm):
+        return _made(config, dtype, phantom, quantization, device_map)
     load: Any = partial(
         AutoModelForMultimodalLM.from_pretrained,
         dtype=dtype,
@@ -170,7 +182,7 @@ def build_vlm(
     return model
 
 
-def _phantom(config: Any, dtype: torch.dtype, phantom: PhantomVLM, quantization: Any, device_map: Any) -> Any:
+def _made(config: Any, dtype: torch.dtype, phantom: PhantomVLM, quantization: Any, device_map: Any) -> Any:
     from transformers import AutoModelForMultimodalLM
 
     # The phantom's weights must not depend on what was drawn before, nor change what is drawn after.
@@ -196,7 +208,7 @@ def _phantom(config: Any, dtype: torch.dtype, phantom: PhantomVLM, quantization:
 
 def vlm_at_hand(vlm: str, weights: bool = True) -> bool:
     """Whether `vlm` can be read without a download: its tokenizer, and its weights where they are wanted."""
-    if vlm.startswith(_PREFIX):
+    if is_made(vlm):
         return True
     return is_local(vlm, "tokenizer.json") and (not weights or any(is_local(vlm, name) for name in _WEIGHTS))
 
