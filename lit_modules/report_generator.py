@@ -194,7 +194,8 @@ class ReportGenerator(L.LightningModule, ABC):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data is not None and data.is_repeated("validation", batch_idx):
             weight = 0
-        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=weight)
+        # As a float: Lightning 2.6.6 rounds the mean of whole weights over the processes down.
+        self.log("validation/loss", loss, prog_bar=True, sync_dist=True, batch_size=float(weight))  # type: ignore[arg-type]
 
     def validation_reports(self, batch: Any) -> list[Report]:
         """The batch's reports, where they are wanted: writing is most of a validation's time."""
