@@ -225,11 +225,32 @@ def _explain(error: Exception, again: str) -> int:
     if processes.lost_another(error):
         _tell("error: another process of this run has ended, so this one ends; that one has said why")
         return 1
-    text = traceback.format_exc()
+    text = _without_quotes(traceback.format_exc())
     with tempfile.NamedTemporaryFile("w", prefix="zoo-crash-", suffix=".log", delete=False) as log:
         log.write(text)
     _tell(f"{text}\ncrash: this should not happen; the log is {log.name}")
     return 1
+
+
+_FRAME = re.compile(r'[\s|]*File "')
+_HEAD = re.compile(r"(Original )?Traceback |During handling |The above exception ")
+
+
+def _without_quotes(trace: str) -> str:
+    """A traceback whose messages end with an ellipsis where they begin to quote: that may be a report's text.
+
+    Libraries quote the value that they stumble over (`KeyError: '…'`, `could not convert string to float: '…'`).
+    """
+    lines: list[str] = []
+    quoting = source = False
+    for line in trace.splitlines():
+        frame = bool(_FRAME.match(line))
+        quoting = quoting and not frame and not _HEAD.match(line)
+        found = None if frame or source else re.search(r"(?<!\w)['\"]", line)
+        if not quoting:
+            lines.append(f"{line[: found.start()]}…" if found else line)
+        quoting, source = quoting or bool(found), frame
+    return "\n".join(lines)
 
 
 def _tell(what: str) -> None:
@@ -242,7 +263,7 @@ def _tell(what: str) -> None:
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: .*|.*not enough memory.*|CUDA error: out of memory|.*_ALLOC_FAILED.*|Unable to allocate .*"
 )
-LOST_WORKER = re.compile(r"DataLoader worker \(pid[^)]*\) (is killed by signal: [\w ]+|exited unexpectedly)")
+LOST_WORKER = re.compile(r"DataLoader worker \(pid.*?\) (is killed by signal: [\w ]+|exited unexpectedly)")
 
 
 def _of_the_machine(error: Exception, again: str) -> str:
