@@ -163,7 +163,8 @@ def build_loggers(
 
 def log_text(loggers: list[Logger], predictions: Path, most: int = 100) -> None:
     """Sends references and predictions to W&B (`log.text=true` only)."""
-    records = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()[:most]]
+    lines = predictions.read_text(encoding="utf-8").split("\n")  # texts hold other line ends
+    records = [json.loads(line) for line in lines[:most] if line]
     rows = [[record["id"], record["reference"], record["prediction"]] for record in records]
     for logger in loggers:
         if isinstance(logger, WandbLogger):

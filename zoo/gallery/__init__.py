@@ -115,7 +115,8 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataFault(f"{path}: no predictions there; run zoo.fit (or its evaluation) to the end first")
     lines = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
+    whole = path.read_text("utf-8")
+    for number, text in enumerate(whole.split("\n")[: whole.count("\n")], 1):  # texts hold other line ends
         try:
             line = json.loads(text)
             line["id"], line["reference"], line["prediction"]
