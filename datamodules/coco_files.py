@@ -58,7 +58,7 @@ class CocoFile:
                     self.categories[category["id"]] = category["name"]
                 elif key == "images" and value:
                     for image in _utf8(text) if isinstance(value, list) else [_utf8(text)]:
-                        self._images.setdefault(_stem(image["file_name"]), []).append(image["id"])
+                        self._images.setdefault(_stem(str(image["file_name"])), []).append(image["id"])
 
     def __contains__(self, stem: str) -> bool:
         return stem in self._images
@@ -93,7 +93,9 @@ def decode_rle(segmentation: Any) -> np.ndarray:
         ValueError, KeyError, TypeError: It is no compressed RLE, or its runs do not fill the mask.
     """
     rows, columns = segmentation["size"]
-    if not 0 < rows * columns <= _LONGEST or rows < 0:
+    if not isinstance(segmentation["counts"], str):
+        raise TypeError("its counts are no text; compress it, as pycocotools' mask.frPyObjects does")
+    if not (isinstance(rows, int) and isinstance(columns, int) and rows > 0 and 0 < rows * columns <= _LONGEST):
         raise ValueError(f"there is no mask of {rows} × {columns} pixels")
     runs = _runs(segmentation["counts"])
     if runs.min() < 0 or runs.sum() != rows * columns:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.faults import Fault
+from datamodules.faults import Fault, shown
 from datamodules.masks import Box
 from datamodules.study import DataFault
 from datamodules.tables import find_table, read_csv, read_json
@@ -103,9 +103,10 @@ def boxes_of(raw: list[Any] | str) -> tuple[list[Box], list[tuple[str, bool]]]:
     wrong: list[tuple[str, bool]] = []
     for box in raw:
         if not (isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_number, box))):
-            wrong.append((f"box {box!r} is not four numbers", True))
+            numbers = isinstance(box, (list, tuple)) and all(map(_is_number, box))
+            wrong.append((f"box {box if numbers else 'of other things'} is not four numbers", True))
             continue
-        x0, y0, x1, y1 = (min(1.0, max(0.0, float(edge))) for edge in box)
+        x0, y0, x1, y1 = (float(min(1, max(0, edge))) for edge in box)
         if not (x0 < x1 and y0 < y1):
             wrong.append((f"box {list(box)} has no area inside the image", True))
             continue
@@ -153,7 +154,10 @@ def _published(path: Path, master: Path) -> tuple[list[Entry], list[Placed]]:
         elif row.image != image:
             faults.append((min(row.splits), Fault(name, f"{path}: {name} has image {image}, in {master} {row.image}")))
         else:
-            findings = [_finding(finding, name, path) for finding in item.get("findings") or []]
+            given = item.get("findings") or []
+            if not isinstance(given, list):
+                raise DataFault(f"{path}: the findings of {name} are no list")
+            findings = [_finding(finding, name, path) for finding in given]
             entries[name] = Entry(name, image, min(row.splits), row.patient, path, findings)
         seen.add(name)
     for name in table.keys() - seen:
@@ -187,6 +191,8 @@ def _derived(paths: Sequence[Path], master: Path | None) -> tuple[list[Entry], l
 def _finding(item: Any, study: str, path: Path) -> Finding:
     if not isinstance(item, dict) or not isinstance(item.get("abnormal"), bool):
         raise DataFault(f"{path}: {study} has a finding that does not say whether it is abnormal")
+    if not isinstance(item.get("labels") or [], list):
+        raise DataFault(f"{path}: {study} has a finding whose labels are no list")
     # the file's own word stands in for a positive finding's labels where it has none
     labels = tuple(map(str, item.get("labels") or ("abnormal",))) if item["abnormal"] else ()
     boxes, extra = (
@@ -226,9 +232,9 @@ def _identity(value: Any, path: Path) -> str:
 
 def _split(value: str, path: Path, line: int) -> str:
     if value not in _SPLITS:
-        raise DataFault(f"{path}:{line}: split {value[:30]!r} is not in the list: {', '.join(_SPLITS)}")
+        raise DataFault(f"{path}:{line}: split {shown(value)} is not in the list: {', '.join(_SPLITS)}")
     return _SPLITS[value]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
