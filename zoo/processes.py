@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -180,7 +181,9 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
     """
     from lightning.fabric.strategies.launchers import subprocess_script
 
-    class Watch(subprocess_script._ChildProcessObserver):
+    observer: Any = subprocess_script._ChildProcessObserver
+
+    class Watch(observer):
         def _terminate_all(self) -> None:
             code = next(child.returncode for child in self._child_processes if child.returncode)
             for child in self._child_processes:
@@ -199,10 +202,15 @@ def ending_together(trainer: L.Trainer) -> Iterator[None]:
         for child in children:
             child.kill()
         if failed and lost_another(error):
-            raise SystemExit(_exit_code(failed[0])) from error  # it has said why
+            raise SystemExit(_exit_code(failed[0])) from error
         raise
+    finally:
+        subprocess_script._ChildProcessObserver = observer  # type: ignore[misc]
 
 
 def _exit_code(returned: int) -> int:
-    """As a shell has it: 128 and the signal's number where a signal ended the process."""
-    return returned if returned >= 0 else 128 - returned
+    """Of a process that has said what was wrong with it; where a signal ended it that is said here."""
+    if returned >= 0:
+        return returned
+    print(f"error: signal {-returned} ended a process of this run; 9 is mostly a lack of memory", file=sys.stderr)
+    return 128 - returned

@@ -1,24 +1,25 @@
 """Fits of several processes, started as torchrun and srun start them, on two "nodes" of one device on this machine."""
 
 import csv
-import json
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
-from pathlib import Path
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.fabric.strategies.launchers import subprocess_script
 
-import zoo
+from datamodules.study import DataFault
 from tests.zoo.toy import ToyGenerator, fit
 from zoo import processes
 from zoo.fit import main
 from zoo.run_directory import RunDirectory
 
 FORK = multiprocessing.get_context("fork")
-HOME = Path(zoo.__file__).parent.parent
 TWO = ("trainer.num_nodes=2", "trainer.devices=1", "data.global_batch_size=8", "data.micro_batch_size=2",
        "data.phantom=16", "trainer.max_epochs=2")  # fmt: skip
 
@@ -88,12 +89,9 @@ def test_two_nodes_train_and_test_as_one_process_does_and_speak_once(one_process
     assert launch(by, *TWO) == [0, 0]
     (run,) = toy.glob("runs/*")
     assert losses(run) == pytest.approx(losses(one_process), abs=1e-6)
-    said = [json.loads((folder / "predictions.jsonl").read_text().splitlines()[-1]) for folder in (run, one_process)]
-    assert said[0] == said[1]
-    assert len((run / "predictions.jsonl").read_text().splitlines()) == 4
+    assert (run / "predictions.jsonl").read_text() == (one_process / "predictions.jsonl").read_text()
     out = capfd.readouterr().out
     assert out.count("run folder") == out.count("Recipe phantom") == out.count("testing: ") == 1
-    assert "1 micro" not in out
     assert "2 micro × 2 accumulation × 1 devices × 2 nodes" in out
 
 
@@ -147,3 +145,41 @@ def test_under_slurm_without_srun_lightning_starts_the_processes(monkeypatch):
     monkeypatch.delenv("SLURM_STEP_ID")
     assert (processes.launcher(), processes.rank(), processes.started()) == (None, 0, 1)
     assert not processes.cluster_environment().creates_processes_externally
+
+
+LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:15251: Connection reset by peer")
+
+
+def started_by_lightning(*commands):
+    children = [subprocess.Popen(["bash", "-c", command]) for command in commands]
+    return children, SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=children)))
+
+
+@pytest.mark.parametrize(("last", "code", "said"), [("exit 3", 3, ""), ("kill -9 $$", 137, "signal 9 ended")])
+def test_the_exit_code_is_that_of_the_process_that_failed_first(capfd, last, code, said):
+    children, trainer = started_by_lightning("sleep 60", f"sleep 0.3; {last}")
+    with pytest.raises(SystemExit) as stop, processes.ending_together(trainer):
+        raise LOST
+    assert stop.value.code == code
+    assert said in capfd.readouterr().err
+    assert children[0].wait(timeout=10) == -9
+
+
+def test_the_others_end_with_a_first_process_that_fails():
+    children, trainer = started_by_lightning("sleep 60")
+    with pytest.raises(DataFault, match="cut short"), processes.ending_together(trainer):
+        raise DataFault("study x: cut short")
+    assert children[0].wait(timeout=10) == -9
+
+
+def test_a_first_process_that_waits_for_one_that_failed_ends_with_its_code():
+    def body():
+        children, trainer = started_by_lightning("exit 3")
+        with processes.ending_together(trainer):
+            subprocess_script._ChildProcessObserver(os.getpid(), children, sleep_period=0.1).start()
+            time.sleep(60)
+
+    first = FORK.Process(target=body)
+    first.start()
+    first.join(timeout=30)
+    assert first.exitcode == 3
