@@ -16,7 +16,7 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.faults import Fault, complain, write_faults
-from datamodules.resumable_loader import ResumableLoader, deal
+from datamodules.resumable_loader import ResumableLoader, deal, outlive_sigterm
 from datamodules.store import Store
 from datamodules.study import DataFault, SettingsFault, Study
 from datamodules.turns import in_turn
@@ -289,6 +289,7 @@ class ReportDataModule(L.LightningDataModule, ABC):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # validating must not move the global generator that training draws from
+            worker_init_fn=outlive_sigterm,
         )
 
     def is_repeated(self, split: str, batch_idx: int) -> bool:

@@ -8,6 +8,7 @@ asks for the iterator (`loops/fit_loop.py`, `utilities/combined_loader.py`). The
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,6 +54,13 @@ def deal(order: list[int], batch_size: int, rank: int = 0, world_size: int = 1) 
     return [batches[number % len(batches)] for number in range(rank, rounds * world_size, world_size)]
 
 
+def outlive_sigterm(worker: int) -> None:
+    """Lets a loader's process live on for a minute: SLURM sends SIGTERM to every process of a job that it takes back,
+    and the main one finishes its step and saves, for which it needs the next batches.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+
+
 class ResumableLoader:
     """Batches of a dataset whose items are asked for as `(index, epoch)`.
 
@@ -87,6 +95,7 @@ class ResumableLoader:
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else each iterator draws from the global one, and resuming shifts it
+            worker_init_fn=outlive_sigterm,
         )
         self._epoch = self._done = self._begin = 0
 
