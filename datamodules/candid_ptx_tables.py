@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.faults import shown
 from datamodules.files import put
 from datamodules.siim_rle import is_empty
 from datamodules.study import DataFault, SettingsFault
@@ -67,7 +68,7 @@ def read_films(path: Path) -> tuple[dict[str, Film], Counter[str]]:
         if not any(value.strip() for value in row.values()):
             continue
         if not re.fullmatch(r"[\w.-]*\w", name, re.ASCII):
-            raise DataFault(f"{path}:{line}: SOPInstanceUID {name!r} is no image's name; take the original file")
+            raise DataFault(f"{path}:{line}: SOPInstanceUID {shown(name)} is no image's name; take the original file")
         patient = re.match(r"\s*([A-Za-z]*\d+)_", row.get("filename", ""))
         new = Film(name, row.get("StudyInstanceUID", "").strip(), patient[1] if patient else "", row["Report"])
         film = films.setdefault(name, new)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.faults import Fault
+from datamodules.faults import Fault, shown
 from datamodules.study import DataFault
 from datamodules.tables import find_table, read_csv
 
@@ -56,7 +56,7 @@ def read_radiographs(root: Path) -> tuple[list[Radiograph], list[Placed]]:
     for line, row in read_csv(splits, (*_KEYS, "split")):
         _check(splits, line, row)
         if row["split"] not in _SPLITS:
-            raise DataFault(f"{splits}:{line}: split {row['split'][:30]!r} is not in the list: {', '.join(_SPLITS)}")
+            raise DataFault(f"{splits}:{line}: split {shown(row['split'])} is not in the list: {', '.join(_SPLITS)}")
         dicom, study, patient, split = row["dicom_id"], row["study_id"], row["subject_id"], _SPLITS[row["split"]]
         name, where = f"s{study}", f"{splits}:{line}: image {dicom}"
         known = described.get(dicom)
@@ -103,6 +103,6 @@ def _needed(root: Path, pattern: str, what: str) -> Path:
 def _check(path: Path, line: int, row: dict[str, str]) -> None:
     for key in ("study_id", "subject_id"):
         if not row[key].isdigit():
-            raise DataFault(f"{path}:{line}: {key} {row[key]!r} is no whole number; take the original file")
+            raise DataFault(f"{path}:{line}: {key} {shown(row[key])} is no whole number; take the original file")
     if not row["dicom_id"] or "/" in row["dicom_id"]:
-        raise DataFault(f"{path}:{line}: dicom_id {row['dicom_id']!r} is no image's name; take the original file")
+        raise DataFault(f"{path}:{line}: dicom_id {shown(row['dicom_id'])} is no image's name; take the original file")

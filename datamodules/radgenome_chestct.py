@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from datamodules.ct_volume import SUFFIX, MaskScheme, ct_from_files, read_ct
-from datamodules.faults import Fault
+from datamodules.faults import Fault, shown
 from datamodules.masks import REGIONS
 from datamodules.report_datamodule import ReportDataModule
 from datamodules.study import Study
@@ -144,6 +144,6 @@ def read_region_reports(path: Path, others: tuple[str, ...] = ()) -> tuple[dict[
     for name, (line, count) in unknown.items():
         close = difflib.get_close_matches(name.strip().lower(), known, 1)
         meant = f"did you mean {close[0]!r}?" if close else f"the list is: {', '.join(known)}"
-        where = f"{path}:{line}: Anatomy {name[:30]!r} is not in the list of regions ({count} rows)"
+        where = f"{path}:{line}: Anatomy {shown(name)} is not in the list of regions ({count} rows)"
         faults.append(Fault("", f"{where}; {meant}", fatal=False))
     return {name: {key: texts[key] for key in known if key in texts} for name, texts in found.items()}, faults

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from datamodules.faults import shown
+
 _EMPTY = ("", "-1", "nan")
 
 
@@ -65,7 +67,7 @@ def _pairs(rle: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Gaps and lengths, none of them below 0 or above `size`."""
     words = rle.split()
     if wrong := next((word for word in words if not (word.isascii() and word.isdigit())), None):
-        raise ValueError(f"{wrong[:20]!r} stands among its numbers; they are whole and not below 0")
+        raise ValueError(f"{shown(wrong)} stands among its numbers; they are whole and not below 0")
     if len(words) % 2:
         raise ValueError(f"it has {len(words)} numbers, the last one without its partner")
     # a number of very many digits is beyond any image
