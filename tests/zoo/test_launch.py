@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -95,17 +96,24 @@ def test_two_nodes_train_and_test_as_one_process_does_and_speak_once(one_process
     assert "2 micro × 2 accumulation × 1 devices × 2 nodes" in out
 
 
-def test_the_first_process_alone_decides_what_is_resumed(one_process, toy):
-    arguments = (*TWO, "run.folder=one", "trainer.max_epochs=3", "--resume", "auto")
+def test_a_job_that_slurm_ends_saves_and_goes_on_with_what_the_first_process_finds(one_process, toy, capfd):
+    def ended(rank):
+        if rank:  # one of them is told first
+            ToyGenerator.on_train_batch_end = lambda self, *batch: os.kill(os.getpid(), signal.SIGTERM)
 
-    def patch(rank):
-        if rank:  # it would find nothing, or what another run writes meanwhile
+    def blind(rank):
+        if rank:  # it would find nothing, or what another run has written meanwhile
             RunDirectory.resumable = lambda self: None
             RunDirectory.create = None
 
-    assert launch(as_torchrun, *arguments, patch=patch) == [0, 0]
-    assert list(toy.glob("one/*")) == [one_process]
-    assert len(losses(one_process)) == 6
+    capfd.readouterr()
+    assert launch(as_srun, *TWO, patch=ended) == [143, 143]
+    (run,) = toy.glob("runs/*")
+    assert 0 < len(losses(run)) < len(losses(one_process))
+    assert capfd.readouterr().err.count("stopped by SIGTERM") == 1
+    assert launch(as_srun, *TWO, "--resume", "auto", patch=blind) == [0, 0]
+    assert list(toy.glob("runs/*")) == [run]
+    assert losses(run) == pytest.approx(losses(one_process), abs=1e-6)
 
 
 def test_what_is_wrong_for_all_is_told_once(toy, capfd):
