@@ -23,6 +23,7 @@ REGIONS_AT_MOST = len(REGIONS)  # the authors' token list ends at <region329>
 LLAMA_FULL_STOP = 869  # "▁.", what follows </image> and </region> in the authors' ids; "." alone is 29889
 
 _PREFIX = re.compile(r"The region \d+ is [^:]+: ")
+_TOKEN = re.compile(r"<(?=/?(?:s|unk|(?:image|region)\d*)>)")
 _REGION = re.compile(r"The region (\d+) is ((?:(?!The region \d)[^:])+):(.*?)(?=The region \d+ is |\Z)", re.DOTALL)
 
 
@@ -101,7 +102,12 @@ class Prompt:
         return f"{ask} for each region. {detail}{context * self.global_context}"
 
     def target(self, reports: Sequence[tuple[str, str]]) -> str:
-        """What to write about `(region, report)` in this order; the authors keep a trailing space."""
+        """What to write about `(region, report)` in this order; the authors keep a trailing space.
+
+        What looks like a special token in a report gets a space, so that it is read as letters: as a token it would
+        stand for an image.
+        """
+        reports = [(region, _TOKEN.sub("< ", report)) for region, report in reports]
         if not (self.align and self.shows_regions):
             return "".join(f"{report} " for _, report in reports)
         return "".join(f"The region {i} is {region}: {report} " for i, (region, report) in enumerate(reports))
@@ -114,9 +120,10 @@ class Prompt:
         if not (self.align and self.shows_regions):
             return None
         found: dict[int, tuple[str, list[str]]] = {}
-        for number, name, report in _REGION.findall(text):
-            reports = found[int(number)][1] if int(number) in found else []
-            found[int(number)] = (name.strip(), [*reports, report.strip()])
+        for digits, name, report in _REGION.findall(text):
+            number = int(digits[:9])  # what goes round in circles writes digits that no number has
+            reports = found[number][1] if number in found else []
+            found[number] = (name.strip(), [*reports, report.strip()])
         rows = []
         for index, region in enumerate(regions):
             name, reports = found.get(index, ("", []))

@@ -165,7 +165,7 @@ class VlmEncoder:
         before, after = _prompt_ids(self.vlm, self.phantom, prompt)
         image = self._id(family.image_token)
         asked = [*before, *[image] * self._image_tokens(arrays), *after]
-        told = [] if answer is None else _ids(tokenizer, answer) + [self._id(family.end_of_turn)]
+        told = [] if answer is None else _ids(tokenizer, answer, letters=True) + [self._id(family.end_of_turn)]
         if self.max_length is not None:
             if len(asked) >= self.max_length:
                 advice = "raise model.max_length" + (" or bound the film (model.max_pixels)" if family.sized else "")
@@ -222,9 +222,10 @@ class VlmEncoder:
         return self.processor.tokenizer.decode(told[:end], skip_special_tokens=True).strip()
 
 
-def _ids(tokenizer: Any, text: str) -> list[int]:
+def _ids(tokenizer: Any, text: str, letters: bool = False) -> list[int]:
+    """A text's ids; with `letters`, what looks like a special token is read as the letters that it is."""
     # Special tokens are spelled out: a second <bos> would slip in.
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=letters)["input_ids"]
 
 
 def _padded(values: Sequence[Tensor], fill: int, side: Side) -> list[Tensor]:
