@@ -42,10 +42,10 @@ def complain(faults: Sequence[Fault], hint: str = "") -> DataFault:
     return DataFault("\n".join(line for line in lines if line))
 
 
-def shown(value: object) -> str:
-    """A table's value as a message may have it: quoted if it is one short word; else it may be a report's text."""
+def shown(value: object, most: int = 12) -> str:
+    """A table's value as a message may have it: quoted if it is one word of so many characters; else it may be text."""
     text = str(value)
-    return repr(text) if len(text) <= 12 and len(text.split()) <= 1 else f"(a text of {len(text)} characters)"
+    return repr(text) if len(text) <= most and len(text.split()) <= 1 else f"(a text of {len(text)} characters)"
 
 
 def write_faults(path: Path, split_of: dict[str, str], faults: Iterable[Fault]) -> None:
