@@ -15,9 +15,13 @@ READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 32, 4096, 16384, 1 << 18  # mo
 
 def _own_mounts():
     libc = ctypes.CDLL(None, use_errno=True)
-    flags = NEW_MOUNTS | (0 if os.getuid() == 0 else NEW_USERS)
-    if libc.unshare(flags) != 0:
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(NEW_MOUNTS | (NEW_USERS if user else 0)) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
+    if user:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     mount(None, Path("/"), None, RECURSIVE | PRIVATE)
 
 
