@@ -13,6 +13,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zoo.command import UsageError
 
+_UNREADABLE = (  # what OmegaConf stumbles with
+    *(yaml.YAMLError, OmegaConfBaseException),
+    *(ValueError, LookupError, AssertionError, RecursionError),
+)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -39,16 +44,20 @@ def read_layer(path: Path, recipe: str | None = None) -> Layer:
         lines = _lines(yaml.compose(text, Loader=yaml.SafeLoader))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except _UNREADABLE as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold sections (model, data, trainer, …), not a list")
-    when = values.pop("when", None) or {}
+    when, ablations = values.pop("when", None) or {}, values.pop("with", None) or []
+    if not isinstance(when, dict) or not isinstance(own := when.get(recipe) or {}, dict):
+        raise UsageError(f"{path}: `when` must hold sections (model, data, trainer, …) for each recipe")
+    if not isinstance(ablations, list):
+        raise UsageError(f"{path}: `with` must be a list of ablations")
     prefix = f"when.{recipe}."
     lines |= {key.removeprefix(prefix): line for key, line in lines.items() if key.startswith(prefix)}
-    values = _overlay(dict(values), when.get(recipe) or {})
-    head = {name: values.pop(name, None) for name in ("method", "recipe", "with")}
-    return Layer(_short(path), values, lines, head["method"], head["recipe"], tuple(head["with"] or ()))
+    values = _overlay(dict(values), own)
+    method, name = values.pop("method", None), values.pop("recipe", None)
+    return Layer(_short(path), values, lines, method, name, tuple(ablations))
 
 
 def read_arguments(overrides: Sequence[str]) -> tuple[list[Layer], list[str]]:
@@ -60,7 +69,7 @@ def read_arguments(overrides: Sequence[str]) -> tuple[list[Layer], list[str]]:
             if not equals or not key:
                 raise UsageError
             values = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except (UsageError, yaml.YAMLError, OmegaConfBaseException):
+        except (UsageError, *_UNREADABLE):
             errors.append(f"{text!r}: settings are written key=value, e.g. model.lr=1e-4")
             continue
         layers.append(Layer(f"argument {text!r}", values))  # type: ignore[arg-type]

@@ -83,7 +83,7 @@ def read_rows(path: Path) -> list[list[str]]:
     """The rows of a `metrics.csv` without its header and without a last line that a crash cut short."""
     if not path.is_file():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    whole = path.read_bytes().rpartition(b"\n")[0].decode()
     return [row for row in csv.reader(whole.splitlines()[1:]) if len(row) == len(HEADER)]
 
 

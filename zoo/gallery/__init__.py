@@ -115,12 +115,12 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataFault(f"{path}: no predictions there; run zoo.fit (or its evaluation) to the end first")
     lines = []
-    whole = path.read_text("utf-8")
-    for number, text in enumerate(whole.split("\n")[: whole.count("\n")], 1):  # texts hold other line ends
+    whole = path.read_bytes().removesuffix(b"\n")
+    for number, text in enumerate(whole.split(b"\n") if whole else [], 1):  # texts hold other line ends
         try:
-            line = json.loads(text)
+            line = json.loads(text.decode())
             line["id"], line["reference"], line["prediction"]
-        except (ValueError, KeyError, TypeError) as fault:
+        except (ValueError, KeyError, TypeError, RecursionError) as fault:
             raise DataFault(f"{path}: line {number} is not a prediction ({fault})") from fault
         lines.append(line)
     if not lines:

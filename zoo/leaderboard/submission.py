@@ -242,7 +242,7 @@ def _published() -> list[Row]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataFault(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataFault(f"{path}: not a JSON object")

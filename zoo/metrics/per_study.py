@@ -18,7 +18,7 @@ from zoo.metrics.protocols import PROTOCOLS, Metric
 from zoo.metrics.significance import Aggregate, mean
 
 UNITS = {"patient": "patients", "examination": "examinations"}  # what studies may share; the wider one first
-_HEAD = re.compile(r"# protocol (\w+) version (\d+)")
+_HEAD = re.compile(r"# protocol (\w+) version (\d{1,9})")
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,11 @@ def read_table(path: Path) -> StudyTable:
         DataFault: The file is no such table, or it is of a protocol or a version that is not this program's.
     """
     try:
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        lines = list(csv.reader(io.StringIO(rest)))
     except OSError as error:
         raise DataFault(f"{path}: {error.strerror or error}") from error
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, csv.Error) as error:
         raise DataFault(f"{path}: not a per-study table") from error
     head = _HEAD.fullmatch(first)
     if not head or len(lines) < 2:
@@ -148,13 +149,13 @@ def read_table(path: Path) -> StudyTable:
         raise DataFault(
             f"{path}: of protocol {protocol} version {version}, and this program knows {known}; score it anew"
         )
-    header, *rows = csv.reader(lines)
-    if header[0] != "id" or len(set(header)) != len(header) or any(len(row) != len(header) for row in rows):
+    header, *rows = lines
+    if header[:1] != ["id"] or len(set(header)) != len(header) or any(len(row) != len(header) for row in rows):
         raise DataFault(f"{path}: its rows do not fit its header")
     try:
         numbers = np.array([[float(cell) for cell in row[1:]] for row in rows], dtype=np.float64)
     except ValueError as error:
-        raise DataFault(f"{path}: {error}") from error
+        raise DataFault(f"{path}: a value is no number") from error
     ids = [row[0] for row in rows]
     if len(set(ids)) != len(ids) or not np.isfinite(numbers).all():
         raise DataFault(f"{path}: an id comes twice, or a value is not finite")

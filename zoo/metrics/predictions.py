@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.faults import shown
 from datamodules.study import DataFault
 
 Row = tuple[str, str, str]
 _SHOWN = 20  # faults, before "and … more"
 _MISSING = {"nan", "none", "null", "na", "n/a", "<na>"}  # what other programs write where there is nothing
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _CELL = re.compile(r'(?:"((?:[^"]|"")*)"|([^",\r\n]*))(,|\r\n|\r|\n|$)')
 
 
@@ -60,8 +62,12 @@ def read_column(path: Path, name: str) -> list[str | None]:
     """
     rows = [row for _, row in _READERS[path.suffix.lower()](path, path.read_text("utf-8-sig"))]
     if not any(name in row for row in rows):
-        raise DataFault(f"{path} has no column {name!r}; its columns are: {', '.join(map(repr, rows[0]))}")
+        raise DataFault(f"{path} has no column {name!r}; its columns are: {_named(rows[0])}")
     return [None if row.get(name) in (None, "") else str(row[name]) for row in rows]
+
+
+def _named(columns: Iterable[str]) -> str:
+    return ", ".join(shown(name, most=30) for name in columns)  # without a header they are the first report's words
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -82,6 +88,8 @@ def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         cells += [None] * (end == ",")  # the file ends behind a comma
         if not header:
             header = [cell or "" for cell in cells]
+            if len(set(header)) < len(header):
+                raise DataFault(f"{path}: two columns have the same name; rename one of {_named(header)}")
         elif cells != [None]:
             if len(cells) != len(header):
                 raise DataFault(
@@ -96,8 +104,8 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if content.strip():
             try:
                 row = json.loads(content)
-            except json.JSONDecodeError as error:
-                raise DataFault(f"{path}, line {line}: not JSON ({error.msg})") from error
+            except (ValueError, RecursionError) as error:
+                raise DataFault(f"{path}, line {line}: not JSON ({getattr(error, 'msg', error)})") from error
             if not isinstance(row, dict):
                 raise DataFault(f"{path}, line {line}: not a JSON object")
             yield line, row
@@ -116,7 +124,7 @@ def _columns(
     kinds = ("id", "reference", "prediction")
     lacking = [f"--{kind} {name!r}" for kind, name in zip(kinds, named, strict=True) if name and name not in first]
     lacking = lacking or [f"a column for --{kind}" for kind, name in zip(kinds, named, strict=True) if not name]
-    raise DataFault(f"{path} lacks {', '.join(lacking)}; its columns are: {', '.join(map(repr, first))}")
+    raise DataFault(f"{path} lacks {', '.join(lacking)}; its columns are: {_named(first)}")
 
 
 def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]], columns: tuple[str, str, str]) -> list[Row]:
@@ -126,8 +134,10 @@ def _checked(path: Path, rows: list[tuple[int, dict[str, Any]]], columns: tuple[
     for line, row in rows:
         cells = [row.get(column) for column in columns]
         study = str(cells[0]) if isinstance(cells[0], str | int) and str(cells[0]).strip() else ""
-        where = f"{path}, line {line}" + (f", {study}" if study else "")
+        where = f"{path}, line {line}" + (f", {study!a}" if _UNFIT.search(study) else f", {study}" if study else "")
         problems = [] if study else [f"column {columns[0]!r} holds no id"]
+        if _UNFIT.search(study):
+            problems.append("its id holds a line end or another character that tables cannot keep")
         if study and study in seen:
             problems.append(f"this id stands on line {seen[study]} already")
         seen.setdefault(study, line)
@@ -148,7 +158,7 @@ def _problem(kind: str, cell: Any) -> str | None:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return f'the {kind} is missing (an empty report is written "")'
     if not isinstance(cell, str):
-        return f"not a text: {json.dumps(cell)[:40]}"
+        return f"not a text: {'a list' if isinstance(cell, list) else shown(json.dumps(cell))}"
     if cell.strip().lower() in _MISSING:
         return f"the {kind} is missing: {cell.strip()!r}"
     if re.fullmatch(r"\s*[-+]?\d+([.,]\d+)?([eE][-+]?\d+)?\s*", cell):
