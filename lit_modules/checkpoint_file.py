@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from datamodules.files import unreadable
 from datamodules.study import DataFault, SettingsFault
 from lit_modules.nets.backbones import located
 from lit_modules.report_generator import ReportGenerator, weights_file
@@ -61,11 +62,11 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
         with file.open("rb") as opened:
             zipped = opened.read(2) == b"PK"  # files from before torch 1.6 cannot be mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+        if checkpoint.is_dir():
+            weights = content.pop("module")
+            content["state_dict"] = {name: weights[name] for name in content.get("weight_names", weights)}
     except Exception as error:  # torch raises a dozen kinds for a broken file
-        raise DataFault(f"{file}: cannot be read as a checkpoint ({type(error).__name__}); fetch it anew") from error
-    if checkpoint.is_dir():
-        weights = content.pop("module")
-        content["state_dict"] = {name: weights[name] for name in content.get("weight_names", weights)}
+        raise DataFault(unreadable(file, type(error).__name__, "as a checkpoint")) from error
     own = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
     return {"frozen_files": {}} | content if own else None
 

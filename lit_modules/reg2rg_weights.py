@@ -18,12 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from datamodules.files import unreadable
 from datamodules.study import SettingsFault
 from lit_modules.nets.backbones import located
 
+_BROKEN = (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, SafetensorError)
 EMBEDDING = "embedding_layer.weight"  # the language model's own embedding, kept twice
 _BASE = "lang_model.base_model.model.model.embed_tokens.weight"
 
@@ -54,22 +57,24 @@ def read(path: str) -> dict:
     path = located(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; put the authors' weights there")
-    if path.endswith(".safetensors"):
-        return load_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError:
+        if path.endswith(".safetensors"):
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path) == b"PK")
+    except pickle.UnpicklingError as error:
+        if "truncated" in str(error) or not _head(path).startswith((b"PK", b"\x80")):  # neither zip nor pickle
+            raise SettingsFault(unreadable(Path(path), "no weights", "as weights")) from None
         raise SettingsFault(f"{path}: refused, for it holds more than weights (a pickle may run code)") from None
-    except (RuntimeError, EOFError) as error:
-        raise SettingsFault(f"{path}: cannot be read ({str(error).splitlines()[0]}); fetch it again") from None
+    except _BROKEN as error:
+        raise SettingsFault(unreadable(Path(path), error, "as weights")) from None
     if not isinstance(content, Mapping):
         raise SettingsFault(f"{path}: holds no weights by name, but a {type(content).__name__}")
     return dict(content)
 
 
-def _is_zip(path: str) -> bool:
+def _head(path: str) -> bytes:
     with Path(path).open("rb") as file:
-        return file.read(2) == b"PK"  # files from before torch 1.6 cannot be mapped
+        return file.read(2)  # of a zip archive "PK"; files from before torch 1.6 are none, and cannot be mapped
 
 
 def from_authors_file(path: str, wanted: set[str]) -> dict[str, Tensor]:

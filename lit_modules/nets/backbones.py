@@ -15,11 +15,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
+from datamodules.files import stand_in, unreadable
 from datamodules.study import SettingsFault
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the loader forks after the tokenizer was used
@@ -52,7 +55,7 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
 LICENCES = {"meta-llama/": "the Llama 2 Community License"}
 
 
-_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$")  # tables that older versions wrote
+_CONSTANT = re.compile(r"\.rotary_emb\.inv_freq$|\.position_ids$|\.attn\.(bias|masked_bias)$")  # tables of old versions
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def build_config(llm: str, phantom: PhantomSize, vocabulary: int) -> Any:
     if llm in KNOWN:
         kind, values = KNOWN[llm]
         return LlamaConfig(**values) if kind == "llama" else GPT2Config(**values)
-    with _plain_errors(llm):
+    with plain_errors(llm, how_to_get(llm)):
         return AutoConfig.from_pretrained(located(llm))
 
 
@@ -129,8 +132,11 @@ def build_language_model(config: Any, llm: str, dtype: torch.dtype, phantom: Pha
             if not meta:
                 torch.manual_seed(phantom.seed)
             return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    with _plain_errors(llm):
-        return AutoModelForCausalLM.from_pretrained(located(llm), dtype=dtype, attn_implementation="sdpa")
+    load: Any = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, attn_implementation="sdpa")
+    with plain_errors(llm, how_to_get(llm)):
+        model, found = load(located(llm), ignore_mismatched_sizes=True, output_loading_info=True)
+    check_filled(llm, found)
+    return model
 
 
 def is_made(source: str) -> bool:
@@ -174,7 +180,7 @@ def build_tokenizer(llm: str) -> Any:
             eos_token="</s>",
             pad_token="<unk>",
         )
-    with _plain_errors(llm):
+    with plain_errors(llm, how_to_get(llm)):
         settings = json.loads(_file(llm, "tokenizer_config.json").read_text())
         names = {key: _content(settings.get(key)) for key in ("unk_token", "bos_token", "eos_token")}
         tokenizer = PreTrainedTokenizerFast(
@@ -209,14 +215,42 @@ def _file(llm: str, name: str) -> Path:
 
 
 @contextmanager
-def _plain_errors(llm: str) -> Iterator[None]:
-    """One line that says what to do, for whatever the hub's client raises."""
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+def plain_errors(source: str, advice: str) -> Iterator[None]:
+    """One line that says what to do, for whatever the hub's client, or a reader of broken files, raises.
 
+    Args:
+        source: Hub id or folder of a model in transformers' layout.
+        advice: What to do where its files are not at hand.
+
+    Raises:
+        SettingsFault: One of its files is broken; the message names it.
+        FileNotFoundError: It cannot be read for another reason.
+    """
     try:
         yield
-    except (GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as error:
-        raise FileNotFoundError(f"{llm} cannot be read: {how_to_get(llm)} ({type(error).__name__})") from error
+    except (SettingsFault, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # safetensors, tokenizers and transformers have kinds of their own
+        if broken := _broken_file(source):
+            raise SettingsFault(broken) from error
+        raise FileNotFoundError(f"{source} cannot be read: {advice} ({type(error).__name__})") from error
+
+
+def _broken_file(source: str) -> str | None:
+    """What is wrong with the first broken file of a folder, or of a hub id's files on this machine."""
+    folder = Path(located(source))
+    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".bin", ".pt", ".pth") and (wrong := stand_in(path)):
+                return f"{path}: {wrong}"
+        except (OSError, ValueError, SafetensorError) as error:
+            return unreadable(path, error)
+    return None
 
 
 def how_to_get(llm: str) -> str:

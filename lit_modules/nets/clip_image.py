@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from datamodules.masks import Box
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import RANDOM, is_local, is_made, located
+from lit_modules.nets.backbones import RANDOM, check_filled, is_local, is_made, located, plain_errors
 
 Fit = Literal["crop", "pad"]
 
@@ -143,10 +144,8 @@ def build_vision_config(clip: str, phantom: PhantomCLIP) -> Any:
         raise SettingsFault(f"clip={clip}: there is {PHANTOM}")
     if clip == VIT_B_32:
         return CLIPVisionConfig()
-    try:
+    with plain_errors(clip, how_to_get_clip(clip)):
         return CLIPVisionConfig.from_pretrained(located(clip))
-    except OSError as error:
-        raise _absent(clip, error) from error
 
 
 def build_vision_model(config: Any, clip: str, phantom: PhantomCLIP, dtype: torch.dtype = torch.float32) -> Any:
@@ -167,12 +166,10 @@ def build_vision_model(config: Any, clip: str, phantom: PhantomCLIP, dtype: torc
                 torch.manual_seed(phantom.seed)
             model = tower(config).to(dtype)
         return model.eval().requires_grad_(False)
-    try:
-        model, found = tower.from_pretrained(located(clip), config=config, dtype=dtype, output_loading_info=True)
-    except OSError as error:
-        raise _absent(clip, error) from error
-    if found["missing_keys"]:  # transformers would leave them random
-        raise SettingsFault(f"{clip} does not fill CLIP's image side: {min(found['missing_keys'])} is missing")
+    load: Any = partial(tower.from_pretrained, config=config, dtype=dtype, ignore_mismatched_sizes=True)
+    with plain_errors(clip, how_to_get_clip(clip)):
+        model, found = load(located(clip), output_loading_info=True)
+    check_filled(clip, {**found, "unexpected_keys": []}, "CLIP's image side")  # its text side is unknown
     return model.eval().requires_grad_(False)
 
 
@@ -187,10 +184,6 @@ def how_to_get_clip(clip: str) -> str:
     if Path(clip).is_absolute() or clip.startswith((".", "checkpoints/")):
         return "give a folder with config.json and model.safetensors"
     return f"run `hf download {clip}` while online, or set model.clip to a local folder"
-
-
-def _absent(clip: str, error: OSError) -> FileNotFoundError:
-    return FileNotFoundError(f"{clip} cannot be read: {how_to_get_clip(clip)} ({type(error).__name__})")
 
 
 # OpenAI's names → transformers'.

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +146,7 @@ def build_llava(
         if _is_original(settings):
             model, found = load(None, state_dict=_original_weights(llava, settings, dtype))
         else:
-            with _plain_errors(llava):
+            with backbones.plain_errors(llava, how_to_get_llava(llava)):
                 model, found = load(located(llava))
         backbones.check_filled(llava, found, "LLaVA")
     model.model.vision_tower.requires_grad_(False)
@@ -162,7 +161,7 @@ def _settings(llava: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
 
     local = Path(located(llava))
-    with _plain_errors(llava):
+    with backbones.plain_errors(llava, how_to_get_llava(llava)):
         path = local / "config.json" if local.is_dir() else Path(hf_hub_download(llava, "config.json"))
         return json.loads(path.read_text())
 
@@ -178,7 +177,7 @@ def _original_weights(llava: str, settings: Mapping[str, Any], dtype: torch.dtyp
 
     folder = Path(located(llava))
     if not folder.is_dir():
-        with _plain_errors(llava):
+        with backbones.plain_errors(llava, how_to_get_llava(llava)):
             folder = Path(snapshot_download(llava, allow_patterns=["*.json", "*.bin", "*.safetensors"]))
     there = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if there is None:
@@ -192,7 +191,7 @@ def _original_weights(llava: str, settings: Mapping[str, Any], dtype: torch.dtyp
     if not any(key.startswith("model.vision_tower.") for key in weights):
         tower = settings["mm_vision_tower"]
         load: Any = CLIPVisionModel.from_pretrained
-        with _plain_errors(tower):
+        with backbones.plain_errors(tower, how_to_get_llava(llava)):
             model, found = load(located(tower), dtype=dtype, output_loading_info=True)
         backbones.check_filled(tower, {**found, "unexpected_keys": []}, "LLaVA")  # CLIP's text side
         weights.update({f"model.vision_tower.{key}": value for key, value in model.state_dict().items()})
@@ -231,17 +230,6 @@ def how_to_get_llava(llava: str) -> str:
     extra = f", `hf download {HUB} tokenizer.json tokenizer_config.json` and `hf download {TOWER}`"
     also = extra if llava == ORIGINAL else ""
     return f"run `hf download {llava}`{also} while online, or set model.llava to a local folder"
-
-
-@contextmanager
-def _plain_errors(llava: str) -> Iterator[None]:
-    """One line that says what to do, for whatever the hub's client raises."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{llava} cannot be read: {how_to_get_llava(llava)} ({type(error).__name__})"
-        ) from error
 
 
 # Images in, text out.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import RANDOM, is_local, is_made, located
+from lit_modules.nets.backbones import RANDOM, check_filled, is_local, is_made, located, plain_errors
 from lit_modules.reg2rg_weights import load_into, read
 
 PHANTOM = "phantom:resnet"
@@ -67,10 +68,8 @@ def build_resnet_config(resnet: str, phantom: PhantomResNet) -> Any:
         raise SettingsFault(f"resnet={resnet}: there is {PHANTOM}")
     if resnet == LVM_MED or _names_a_file(resnet):
         return ResNetConfig()
-    try:
+    with plain_errors(resnet, how_to_get_resnet(resnet)):
         return ResNetConfig.from_pretrained(located(resnet))
-    except OSError as error:
-        raise _absent(resnet, error) from error
 
 
 def build_resnet(config: Any, resnet: str, phantom: PhantomResNet, dtype: torch.dtype = torch.float32) -> Any:
@@ -92,16 +91,14 @@ def build_resnet(config: Any, resnet: str, phantom: PhantomResNet, dtype: torch.
             model = network(config)
     elif _names_a_file(resnet):
         if not _is_file(resnet):
-            raise _absent(resnet, FileNotFoundError())
+            raise FileNotFoundError(f"{resnet} cannot be read: {how_to_get_resnet(resnet)}")
         model = network(config)
         load_into(model, from_torchvision(read(resnet)), resnet)
     else:
-        try:
-            model, found = network.from_pretrained(located(resnet), config=config, output_loading_info=True)
-        except OSError as error:
-            raise _absent(resnet, error) from error
-        if found["missing_keys"]:  # transformers would leave them random
-            raise SettingsFault(f"{resnet} does not fill the ResNet: {min(found['missing_keys'])} is missing")
+        load: Any = partial(network.from_pretrained, config=config, ignore_mismatched_sizes=True)
+        with plain_errors(resnet, how_to_get_resnet(resnet)):
+            model, found = load(located(resnet), output_loading_info=True)
+        check_filled(resnet, {**found, "unexpected_keys": []}, "the ResNet")  # its classification head is unknown
     return model.to(dtype).eval().requires_grad_(False)
 
 
@@ -147,10 +144,6 @@ def _is_file(resnet: str) -> bool:
 def _names_a_file(resnet: str) -> bool:
     """Whether a file is meant, which need not be there yet: a dry run asks for its configuration alone."""
     return _is_file(resnet) or Path(resnet).suffix in (".torch", ".pth", ".pt", ".safetensors")
-
-
-def _absent(resnet: str, error: OSError) -> FileNotFoundError:
-    return FileNotFoundError(f"{resnet} cannot be read: {how_to_get_resnet(resnet)} ({type(error).__name__})")
 
 
 # torchvision's names → transformers'.

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 
 from datamodules.study import SettingsFault
-from lit_modules.nets.backbones import RANDOM, check_filled, is_local, is_made, located
+from lit_modules.nets.backbones import RANDOM, check_filled, is_local, is_made, located, plain_errors
 from lit_modules.nets.phantom_vlm import (
     PHANTOM,
     PhantomVLM,
@@ -96,7 +95,7 @@ def build_config(vlm: str, phantom: PhantomVLM = PHANTOM) -> Any:
         return phantom_config(family.model_type, phantom, phantom_tokenizer(family.model_type))
     if vlm in VLMS:
         return AutoConfig.for_model(family.model_type, **copy.deepcopy(dict(VLMS[vlm].config)))
-    with _plain_errors(vlm):
+    with plain_errors(vlm, how_to_get_vlm(vlm)):
         return AutoConfig.from_pretrained(located(vlm))
 
 
@@ -115,7 +114,7 @@ def build_processor(vlm: str, phantom: PhantomVLM = PHANTOM) -> VlmProcessor:
         size = true_size(build_config(vlm, phantom)) if vlm.startswith(RANDOM) else phantom
         images = phantom_image_processor(family.model_type, size)
     else:
-        with _plain_errors(vlm):
+        with plain_errors(vlm, how_to_get_vlm(vlm)):
             if family.model_type == "phi3_v":
                 from lit_modules.nets.phi3_vision_processor import Phi3VisionProcessor
 
@@ -176,7 +175,7 @@ def build_vlm(
         quantization_config=quantization,
         device_map=device_map,
     )
-    with _plain_errors(vlm):
+    with plain_errors(vlm, how_to_get_vlm(vlm)):
         model, found = load(located(vlm))
     check_filled(vlm, found)
     return model
@@ -228,18 +227,9 @@ def _file(vlm: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     local = Path(located(vlm))
-    with _plain_errors(vlm):
+    with plain_errors(vlm, how_to_get_vlm(vlm)):
         if not local.is_dir():
             return Path(hf_hub_download(vlm, name))
         if not (local / name).is_file():
             raise FileNotFoundError(f"{local / name} is missing")
         return local / name
-
-
-@contextmanager
-def _plain_errors(vlm: str) -> Iterator[None]:
-    """One line that says what to do, for whatever the hub's client raises."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{vlm} cannot be read: {how_to_get_vlm(vlm)} ({type(error).__name__})") from error
