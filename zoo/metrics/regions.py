@@ -122,7 +122,7 @@ def named_regions(text: str) -> dict[str, str]:
 
 def regions_in(texts: Iterable[str]) -> tuple[str, ...]:
     """The region names that the texts use, sorted."""
-    return tuple(sorted({name for text in texts for name in re.findall(r"The region \d+ is ([^:.]+):", text)}))
+    return tuple(sorted({name for text in texts for name in re.findall(r"The region \d+ is ([^:.]++):", text)}))
 
 
 def split_regions(text: str, regions: Sequence[str]) -> dict[str, str]:
