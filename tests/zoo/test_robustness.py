@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,6 +189,7 @@ def test_a_fault_in_scoring_costs_no_prediction(toy, capfd):
     assert fit("trainer.max_epochs=1", patch=(zoo.callbacks.clinical_efficacy, "run_metrics", broken)) == 1
     (path,) = toy.glob("runs/*/predictions.jsonl")
     assert len(path.read_text().splitlines()) == 4
+    Path(capfd.readouterr().err.split("the log is ")[1].strip()).unlink()
 
 
 def test_wandb_that_fails_ends_no_run(toy, capfd):
