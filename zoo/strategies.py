@@ -99,13 +99,10 @@ class ZeroStrategy(DeepSpeedStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights; on the first process, the trained ones in fp32, as the optimizer keeps them."""
         weights = super().lightning_module_state_dict()
-        whole: dict[int, Tensor] = {}
-        for name, weight in self.lightning_module.named_parameters(remove_duplicate=False):  # type: ignore[union-attr]
-            if weight.requires_grad and name in weights:
-                if id(weight) not in whole:  # tied: once under all its names
-                    whole[id(weight)] = self._whole(weight)
-                weights[name] = whole[id(weight)]
-        return weights
+        zero = self.deepspeed_engine.optimizer
+        whole = {id(weight): self._whole(weight) for _, trained, _ in _groups(zero) for weight in trained}
+        names: Any = self.lightning_module.named_parameters(remove_duplicate=False)  # type: ignore[union-attr]
+        return weights | {name: whole[id(weight)] for name, weight in names if id(weight) in whole and name in weights}
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Loads the weights and, in training, the fp32 ones that the optimizer makes them from."""
