@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 import zoo
@@ -19,7 +20,10 @@ from lit_modules.regionformer import Mapper, RegionFormer
 from tests.lit_modules.reg2rg_tiny import golden_model
 from zoo.config import compose
 from zoo.registry.load import build_model
-from zoo.registry.manifest import find
+from zoo.registry.manifest import FOLDER, registry
+
+BASELINES = [entry for entry in registry().values() if entry.place == "here" and entry.method]
+SAID = {name: entry.get("says") for name, entry in yaml.safe_load((FOLDER / "manifest.yaml").read_text()).items()}
 
 
 def regionformer(**other):
@@ -159,14 +163,16 @@ def test_the_authors_file_converted_begins_as_the_file_itself(golden, tmp_path, 
     assert same(begun, model), "neither the language model's own weights nor the encoder's are asked for"
 
 
-@pytest.mark.parametrize("name", ["regionformer-phantom"])
-def test_the_repositorys_baselines_report_and_are_trained_on(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("entry", BASELINES, ids=lambda entry: entry.name)
+def test_the_repositorys_baselines_say_what_they_said_and_are_trained_on(entry, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = zoo.load(name)
-    assert not model.training
-    size = model.clip_project.linear.in_features
-    batch = {"ids": ["a", "b"], "embedding": torch.randn(2, size, generator=torch.Generator().manual_seed(0))}
-    assert all(report.text.endswith(".") for report in model.generate(batch))
-    entry = find(name)
-    begun = build_model(compose(entry.method, entry.recipe, (), [f"model.init_from={name}"]))
-    assert same(begun, model)
+    model = zoo.load(entry.name)
+    settings = ["data.root=drawn", "data.num_workers=0", f"model.init_from={entry.name}"]
+    config = compose(entry.method, entry.recipe, (), settings)
+    data, source = config.build("data"), model.preprocessor()
+    data.draw_phantom(1, 1)
+    study = data.read(data.studies("test")[0])
+    with torch.inference_mode():
+        (report,) = model.generate(source.collate([source(study, source.arrays(study), None)]))
+    assert not model.training and report.text == SAID[entry.name]
+    assert same(build_model(config), model)
