@@ -196,9 +196,17 @@ def _content(token: Any) -> str | None:
 
 
 def located(path: str) -> str:
-    """`checkpoints/…` where the project's own lies, whatever the working directory; anything else as it is."""
+    """`checkpoints/…` where the project's own lies, whatever the working directory; of a hub id the folder in the
+    hub's cache, if it is there, for which nobody is asked; anything else as it is."""
     own = Path(__file__).parents[2] / path
-    return str(own) if path.startswith("checkpoints/") and own.exists() else path
+    if path.startswith("checkpoints/") and own.exists():
+        return str(own)
+    if Path(path).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(path, "config.json")
+    return str(Path(cached).parent) if isinstance(cached, str) else path
 
 
 def _file(llm: str, name: str) -> Path:
