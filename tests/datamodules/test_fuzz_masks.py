@@ -33,7 +33,7 @@ JSON = st.recursive(
 # SIIM's run lengths.
 
 
-@fuzz(100)
+@fuzz(60)
 @given(
     arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=12), elements=st.integers(0, 1)),
     st.sampled_from([0, 1]),
@@ -45,7 +45,7 @@ def test_a_mask_comes_back_from_its_run_lengths(mask, base):
 NUMBERS = st.lists(st.integers(-2, 30) | st.sampled_from([10**12, 2**63, 10**30]), max_size=8)
 
 
-@fuzz(150)
+@fuzz(100)
 @given(st.text(max_size=30) | NUMBERS.map(lambda numbers: " ".join(map(str, numbers))), SIDES, SIDES)
 @example("0 1000000000000", 3, 4)
 @example("9" * 5000 + " 1", 3, 4)
@@ -81,7 +81,7 @@ def coco_counts(mask):
     return text
 
 
-@fuzz(100)
+@fuzz(60)
 @given(MASKS)
 def test_a_mask_comes_back_from_cocos_run_lengths(mask):
     assert np.array_equal(decode_rle({"size": list(mask.shape), "counts": coco_counts(mask)}), mask)
@@ -94,7 +94,7 @@ SEGMENTATIONS = st.fixed_dictionaries(
 )
 
 
-@fuzz(150)
+@fuzz(100)
 @given(SEGMENTATIONS | JSON)
 @example({"size": [2, 2], "counts": [0, 4]})
 @example({"size": [2**40, 2**40], "counts": "4"})
@@ -131,7 +131,7 @@ COCO = st.fixed_dictionaries(
 )
 
 
-@fuzz(100)
+@fuzz(60)
 @given((COCO | JSON).map(json.dumps).map(str.encode) | st.binary(max_size=40), st.integers(0, 200))
 @example(b'{"images": [{"id": 0, "file_name": 5}]}', 200)
 @example(b'{"images": ' + b"[" * 100_000, 200_000)
@@ -145,7 +145,7 @@ def test_any_coco_file_gives_masks_or_one_fault_that_names_it(folder, content, c
         assert str(folder) in str(fault) and "\n" not in str(fault)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(MASKS, st.binary(max_size=12), st.integers(0, 200))
 @example(np.ones((2, 2), np.uint8), b"((", 60)
 def test_any_array_file_gives_masks_or_one_fault_that_names_it(folder, mask, rubbish, place):
@@ -167,7 +167,7 @@ def test_any_array_file_gives_masks_or_one_fault_that_names_it(folder, mask, rub
 EDGES = st.floats() | st.integers(-2, 3) | st.just(10**400) | st.booleans() | st.text(max_size=3)
 
 
-@fuzz(150)
+@fuzz(100)
 @given(st.lists(st.lists(EDGES, max_size=5) | JSON, max_size=4) | st.text(max_size=10))
 @example([[0, 0, 10**400, 1]])
 @example([[math.nan, 0, 1, 1], [0, -math.inf, math.inf, 1]])
@@ -181,7 +181,7 @@ def test_any_boxes_lie_in_the_image_and_have_an_area_or_are_named(raw):
     assert all(isinstance(what, str) for what, _ in wrong)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.tuples(*[st.floats(0, 1)] * 4), st.tuples(*[st.floats(-1, 1)] * 3), st.integers(0, 5))
 def test_a_box_marked_carelessly_keeps_an_area_in_the_image(edges, draw, level):
     boxes, _ = boxes_of([list(edges)])
@@ -193,7 +193,7 @@ def test_a_box_marked_carelessly_keeps_an_area_in_the_image(edges, draw, level):
 LITERALS = JSON.map(repr) | st.text(st.sampled_from("[](){}',.0123-e nN"), max_size=20) | st.text(max_size=20)
 
 
-@fuzz(150)
+@fuzz(100)
 @given(LITERALS)
 @example("[" * 300)
 @example("-" * 100_000 + "1")
@@ -204,7 +204,7 @@ def test_any_field_of_boxes_is_a_list_or_stays_the_text_that_it_is(text):
     boxes_of(found)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(LITERALS | st.lists(EDGES, max_size=9).map(lambda edges: ",".join(map(str, edges))))
 @example("1e400,0,1,1")
 @example("a\0.json")

@@ -17,7 +17,9 @@ from datamodules.study import DataFault
 from datamodules.tables import read_csv, read_json, read_text
 from tests.fuzz import fuzz
 
-TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)
+TEXTS = st.text(
+    st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=12
+)  # "\r": csv.writer leaves it bare
 WORDS = st.text(max_size=8) | st.sampled_from(
     ['a"b', "a,b", "a\nb", "a\r\nb", "\r", "\u2028", "\ufeff", "\0", "\ud800"]
 )
@@ -57,7 +59,7 @@ def read(reader, path):
         return None
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.sampled_from(["\n", "\r\n"]))
 def test_every_value_of_a_table_comes_back(folder, rows, line_end):
     path = folder / "t.csv"
@@ -65,7 +67,7 @@ def test_every_value_of_a_table_comes_back(folder, rows, line_end):
     assert [tuple(row.values()) for _, row in read_csv(path, ("id", "text"))] == rows
 
 
-@fuzz(150)
+@fuzz(100)
 @given(tables(("id", "text")) | st.binary(max_size=40))
 @example(b"id,text,id\na,b,c\n")
 @example(b'id,text\na,"b\n')
@@ -77,7 +79,7 @@ def test_any_table_is_rows_or_a_fault(folder, content):
     read(lambda: read_text(path, ".csv"), path)
 
 
-@fuzz(150)
+@fuzz(100)
 @given(JSON.map(json.dumps).map(str.encode) | st.binary(max_size=40))
 @example(b"[" * 100_000)
 @example(b"1" * 10_000)
@@ -87,7 +89,7 @@ def test_any_json_is_read_or_a_fault(folder, content):
     read(lambda: read_json(path), path)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(
     tables(
         ("SOPInstanceUID", "StudyInstanceUID", "filename", "EncodedPixels", "Report"),
@@ -115,7 +117,7 @@ def test_a_split_comes_back(folder, names, one, two):
     assert read_split(folder / "split.json") == split
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.fixed_dictionaries(dict.fromkeys(SPLITS, JSON | NAMES), optional={"sha256": JSON}) | JSON)
 def test_any_split_is_three_lists_or_a_fault(folder, content):
     path = folder / "any_split.json"
@@ -126,7 +128,7 @@ def test_any_split_is_three_lists_or_a_fault(folder, content):
 KEYS = {"dicom_id": st.sampled_from("ab"), "study_id": st.sampled_from("12"), "subject_id": st.sampled_from("34")}
 
 
-@fuzz(100)
+@fuzz(60)
 @given(
     tables((*KEYS, "split"), split=st.sampled_from(["train", "test"]), **KEYS),
     tables((*KEYS, "ViewPosition"), **KEYS),
@@ -162,7 +164,7 @@ def padchest(tmp_path_factory):
     return tmp_path_factory.mktemp("padchest")
 
 
-@fuzz(150)
+@fuzz(100)
 @given(REPORTS | JSON, st.lists(st.sampled_from("12"), max_size=2, unique=True))
 @example([{"StudyID": "1", "ImageID": "a.png", "findings": 5}], ["1"])
 @example([{"StudyID": "1", "ImageID": "a.png", "findings": [{"abnormal": True, "labels": "nodule"}]}], ["1"])
@@ -187,7 +189,7 @@ def test_any_derived_tables_of_padchest_give_entries_or_a_fault(folder, master, 
     assert all(entry.findings and entry.split in ("train", "test", "validation") for entry in entries)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(
     tables(
         ("Volumename", "Anatomy", "Sentence"),
@@ -208,7 +210,7 @@ def test_any_region_reports_of_radgenome_are_read_or_a_fault(folder, content):
 ROWS = st.lists(st.fixed_dictionaries({"id": st.integers(0, 3) | JSON}, optional={"finding": TEXTS | JSON}), max_size=3)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.fixed_dictionaries({"train": ROWS | JSON}, optional={"test": ROWS | JSON}) | ROWS | JSON)
 def test_any_annotation_of_ctrg_gives_reports_or_a_fault(tmp_path_factory, content):
     root = tmp_path_factory.mktemp("ctrg")

@@ -54,7 +54,7 @@ ROWS = st.lists(
 )
 
 
-@fuzz(100)
+@fuzz(60)
 @given(ROWS, st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_predictions_come_back_from_either_format(folder, rows, line_end, marked):
     text = io.StringIO()
@@ -83,7 +83,7 @@ JSONL = st.lists(st.fixed_dictionaries(dict.fromkeys(COLUMNS, CELLS | JSON)) | J
 )
 
 
-@fuzz(200)
+@fuzz(120)
 @given(CSV | JSONL | st.binary(max_size=40), st.sampled_from([".csv", ".jsonl"]), st.sampled_from([0, 0, 0, 1, 3]))
 @example(b"[" * 100_000, ".jsonl", 0)
 @example(b"1" * 10_000, ".jsonl", 0)
@@ -107,7 +107,7 @@ def test_any_predictions_are_rows_or_faults_and_what_was_read_can_be_written(fol
     assert read_table(folder / "any.per_study.csv").ids == table.ids
 
 
-@fuzz(150)
+@fuzz(100)
 @given(JSONL | CSV | st.binary(max_size=40))
 @example(b"[" * 100_000)
 @example(b"1" * 10_000)
@@ -130,7 +130,7 @@ NUMBERS = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=3,
 IDS = st.lists(TEXTS.filter(lambda text: "\r" not in text), min_size=3, max_size=3, unique=True)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(IDS, st.dictionaries(TEXTS.filter(lambda text: "\r" not in text and text != "id"), NUMBERS, max_size=3))
 @example(["a\u2028b", "c\x0bd", "e\nf"], {"a,b": [0.1, -0.0, 1e300]})
 def test_a_per_study_table_comes_back(folder, ids, columns):
@@ -144,7 +144,7 @@ def test_a_per_study_table_comes_back(folder, ids, columns):
 HEADS = st.sampled_from([f"# protocol {key} version {rules.version}" for key, rules in PROTOCOLS.items()])
 
 
-@fuzz(150)
+@fuzz(100)
 @given(
     st.builds(
         lambda head, rows: head.encode() + b"\n" + csv_bytes(rows),
@@ -176,7 +176,7 @@ OBSERVATIONS = st.lists(
 ).map(lambda rows: [(epoch, step, name, repr(value)) for epoch, step, name, value in rows])
 
 
-@fuzz(150)
+@fuzz(100)
 @given(OBSERVATIONS, st.integers(0, 2**20))
 @example([(0, 1, "test/π", "0.5")], 40)
 def test_a_crash_at_any_byte_of_metrics_csv_costs_the_line_that_was_being_written(folder, rows, place):
@@ -193,7 +193,7 @@ def test_a_crash_at_any_byte_of_metrics_csv_costs_the_line_that_was_being_writte
 VALUES = st.text(st.sampled_from("{}[]:,'\"!&*#|>%@`$-. \t\n0123456789abe~"), max_size=12) | CELLS
 
 
-@fuzz(200)
+@fuzz(120)
 @given(st.lists(st.text(st.sampled_from("ab.[]0= \"'"), max_size=6), max_size=2).map("".join), VALUES)
 @example("a", "[" * 5000)
 @example("a", "1" * 10_000)
@@ -210,7 +210,7 @@ def test_any_argument_is_a_setting_or_refused(key, value):
         flatten(layer.values)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(
     st.text(st.sampled_from("abcde.-_"), min_size=1, max_size=8).filter(
         lambda key: key.strip(".") == key and ".." not in key
@@ -223,7 +223,7 @@ def test_plain_settings_are_read_as_they_were_written(key, value):
     assert found == (key, value) and not errors
 
 
-@fuzz(200)
+@fuzz(120)
 @given(
     VALUES.map(lambda text: text.encode("utf-8", "surrogatepass"))
     | JSON.map(json.dumps).map(str.encode)
@@ -265,7 +265,7 @@ SECTION = st.dictionaries(st.sampled_from(["bleu_1", "micro", "a b"]), st.dictio
 PARTS = dict.fromkeys(("metrics", "skipped", "provenance"), SECTION)
 
 
-@fuzz(100)
+@fuzz(60)
 @given(st.fixed_dictionaries(FIELDS | PARTS, optional=dict.fromkeys(_OPTIONAL, SECTION | JSON)) | JSON)
 @example({"format": 1})
 def test_any_submission_is_told_what_is_wrong_with_it(folder, content):
