@@ -17,9 +17,8 @@ from datamodules.study import DataFault
 from datamodules.tables import read_csv, read_json, read_text
 from tests.fuzz import fuzz
 
-TEXTS = st.text(
-    st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=12
-)  # "\r": csv.writer leaves it bare
+# A character 0 is a fault, and Python 3.11's csv.writer leaves "\r" without quotes.
+TEXTS = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), max_size=12)
 WORDS = st.text(max_size=8) | st.sampled_from(
     ['a"b', "a,b", "a\nb", "a\r\nb", "\r", "\u2028", "\ufeff", "\0", "\ud800"]
 )
