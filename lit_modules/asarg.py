@@ -79,8 +79,8 @@ class Asarg(ReportGenerator):
         grid: Rows and columns of a pooled map.
         frame: What a map's grid covers, see `nets.pooled_maps`.
         trained: `all` but CLIP (stage 1), or the `projector` alone, with what is fused into it (stage 2, §4.1.2).
-        init_from: A checkpoint of this method (a ZeRO checkpoint is a folder) or a name of the registry, which brings
-            every weight that it holds; what it lacks (the maps' part, after a stage without maps) starts as ever.
+        init_from: A checkpoint of this method or a name of the registry, which brings every weight that it holds; what
+            it lacks (the maps' part, after a stage without maps) starts as ever.
         max_length: Longest sequence in training, tokens, the image's among them; a longer answer is cut (LLaVA: 2048).
         gradient_checkpointing: Recompute the language model's layers in the backward pass (LLaVA's scripts).
         dtype: Precision of LLaVA's own weights.

@@ -1,4 +1,4 @@
-"""The project's own checkpoints in whichever form they lie: Lightning's file, ZeRO's folder, safetensors, an export."""
+"""The project's own checkpoints in whichever form they lie: Lightning's file, safetensors, an export."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from safetensors import safe_open
 from datamodules.files import unreadable
 from datamodules.study import DataFault, SettingsFault
 from lit_modules.nets.backbones import located
-from lit_modules.report_generator import ReportGenerator, weights_file
+from lit_modules.report_generator import ReportGenerator
 
 EXPORTED = "model.safetensors"
 
 
 def file_of(checkpoint: Path) -> Path:
-    """The file with a checkpoint's weights: of an exported folder its `model.safetensors`, else see `weights_file`."""
+    """The file with a checkpoint's weights: of an exported folder its `model.safetensors`, else itself."""
     exported = checkpoint / EXPORTED
-    return exported if exported.is_file() else weights_file(checkpoint)
+    return exported if exported.is_file() else checkpoint
 
 
 def checkpoint_at(name: str) -> Path:
@@ -62,9 +62,6 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any] | None:
         with file.open("rb") as opened:
             zipped = opened.read(2) == b"PK"  # files from before torch 1.6 cannot be mapped
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-        if checkpoint.is_dir():
-            weights = content.pop("module")
-            content["state_dict"] = {name: weights[name] for name in content.get("weight_names", weights)}
     except Exception as error:  # torch raises a dozen kinds for a broken file
         raise DataFault(unreadable(file, type(error).__name__, "as a checkpoint")) from error
     own = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)

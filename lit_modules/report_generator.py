@@ -249,16 +249,6 @@ class ReportGenerator(L.LightningModule, ABC):
         return {key for key in self.state_dict() if not (key in frozen and key.startswith(from_files))}
 
 
-ZERO_WEIGHTS = Path("checkpoint", "mp_rank_00_model_states.pt")
-
-
-def weights_file(checkpoint: Path) -> Path:
-    """The file with a checkpoint's weights: itself, or, of ZeRO's, a folder, the one that every process's weights equal
-    (stage 2), under `module`.
-    """
-    return checkpoint / ZERO_WEIGHTS if checkpoint.is_dir() else checkpoint
-
-
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)

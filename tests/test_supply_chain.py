@@ -27,7 +27,7 @@ ONLINE = {
     "smtplib",
 }
 MAY_GO_ONLINE = {"zoo/registry/transfer.py"}  # zoo.download
-MAY_OPEN_SOCKETS = {"zoo/processes.py"}  # a free port for the processes of one run
+MAY_OPEN_SOCKETS = {"zoo/processes.py"}  # whether the first process of a run is there
 
 
 def dangers(source: str) -> list[str]:

@@ -135,7 +135,6 @@ def tested_weights(run: RunDirectory, config: Config) -> tuple[dict[str, Tensor]
     from safetensors import safe_open
 
     from datamodules.study import DataFault
-    from lit_modules.report_generator import weights_file
     from zoo.run_directory import tested_checkpoint
     from zoo.trainer import untied, without_path
 
@@ -144,9 +143,7 @@ def tested_weights(run: RunDirectory, config: Config) -> tuple[dict[str, Tensor]
         if path == run.tested:
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
-        content = torch.load(weights_file(path), map_location="cpu", weights_only=True, mmap=True)
-        if path.is_dir():
-            content["state_dict"] = {name: content["module"][name] for name in content["weight_names"]}
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         weights, tied = untied(content["state_dict"])
         frozen = {prefix: without_path(source) for prefix, source in content["frozen_files"].items()}
     except Exception as error:  # torch raises a dozen kinds for a broken file

@@ -14,7 +14,6 @@ from zoo.command import EnvironmentFault, UsageError, methods
 from zoo.config import Config, choose, load
 from zoo.layers import read_layer
 
-COMPLETE = "COMPLETE"  # marks a checkpoint that is a folder (ZeRO) as wholly written
 # A resumed run may differ from what it was in these settings; in any other it would be another experiment.
 MAY_DIFFER = ("trainer.max_epochs", "trainer.max_time", "trainer.enable_progress_bar", "trainer.enable_model_summary",
               "trainer.log_every_n_steps", "trainer.profiler", "data.root", "data.store", "data.num_workers",
@@ -68,7 +67,7 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        best: The checkpoint of the best validation, with the optimizer's state; a folder under ZeRO.
+        best: The checkpoint of the best validation, with the optimizer's state.
         last: The same of the last step, to resume from.
         tested: The weights that were tested, without the optimizer: what can be published.
     """
@@ -105,19 +104,13 @@ class RunDirectory:
         raise EnvironmentFault(f"{folder} holds a thousand runs of this second")
 
     def checkpoint(self, name: str = "last") -> Path | None:
-        """The whole checkpoint of that name: also the one before it, where a crash interrupted their exchange."""
+        """The checkpoint of that name; a file gets it only when it is wholly written."""
         place = self.path / "checkpoints" / f"{name}.ckpt"
-        folders = [place.with_name(f"{place.name}.{state}") for state in ("partial", "previous")]
-        return next((path for path in (place, *(path for path in folders if path.is_dir())) if is_complete(path)), None)
+        return place if place.is_file() else None
 
     def resumable(self) -> Path | None:
         """The checkpoint to go on from."""
         return self.checkpoint("last") or self.checkpoint("best")
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was wholly written: a file gets its name only then, a folder its marker."""
-    return checkpoint.is_file() or (checkpoint / COMPLETE).is_file()
 
 
 def find_run(resume: str, config: Config) -> tuple[RunDirectory, Path] | None:
@@ -176,7 +169,7 @@ def _named(path: Path) -> tuple[RunDirectory, Path]:
     checkpoint = run.resumable() if run.path == path else path
     if checkpoint is not None and checkpoint.name == run.tested.name:
         raise UsageError(f"{path} holds weights alone, no optimizer; resume with {run.path}")
-    if checkpoint is None or not is_complete(checkpoint):
+    if checkpoint is None or not checkpoint.is_file():
         raise UsageError(f"{path}: no whole checkpoint there; begin the run anew, without --resume")
     return run, checkpoint
 
@@ -206,7 +199,7 @@ def tested_checkpoint(place: Path) -> tuple[RunDirectory, Path]:
     checkpoint = run.checkpoint(config.values["run"]["evaluate"]) or run.checkpoint("last") if is_run else place
     if checkpoint is None and config.untrained:
         raise DataFault(f"{place}: trainer.max_epochs=0 trained nothing there, so there is no checkpoint; train a run")
-    if checkpoint is None or not is_complete(checkpoint):
+    if checkpoint is None or not checkpoint.is_file():
         raise DataFault(f"{place}: no whole checkpoint there; let zoo.fit finish an epoch first")
     return run, checkpoint
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.report_datamodule import ReportDataModule
-from lit_modules.report_generator import Requirement, weights_file
+from lit_modules.report_generator import Requirement
 from zoo import processes
 from zoo.callbacks.batch_counts import BatchCounts
 from zoo.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints, StepSeeds
@@ -242,9 +242,7 @@ def write_tested(run: RunDirectory, checkpoint: Path, config: Config) -> Path:
         Where the tested weights lie: that file, or the checkpoint where they take more than 1 GiB, which is not spent
         twice.
     """
-    content = torch.load(weights_file(checkpoint), map_location="cpu", weights_only=True, mmap=True)
-    if checkpoint.is_dir():
-        content["state_dict"] = {name: content["module"][name] for name in content["weight_names"]}
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     weights, tied = untied(content["state_dict"])
     if sum(weight.nbytes for weight in weights.values()) > TESTED_LIMIT:
         return checkpoint
@@ -260,10 +258,9 @@ def without_path(source: str) -> str:
     path = Path(source)
     if source.startswith("checkpoints/") or not path.exists():
         return source
-    file = weights_file(path)
-    if not file.is_file():
+    if not path.is_file():
         return path.name
-    with file.open("rb") as opened:
+    with path.open("rb") as opened:
         return f"{path.name} sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 

@@ -40,19 +40,8 @@ def stage_1(tmp_path: Path) -> tuple[Path, Mapping[str, Tensor]]:
     return tmp_path / "best.ckpt", checkpoint["state_dict"]
 
 
-def as_zero(file: Path) -> Path:
-    """The same weights as ZeRO writes them, in a folder."""
-    checkpoint = torch.load(file, weights_only=True)
-    (file.with_name("zero") / "checkpoint").mkdir(parents=True)
-    rest = {"module": checkpoint.pop("state_dict"), **checkpoint}
-    torch.save(rest, file.with_name("zero") / "checkpoint" / "mp_rank_00_model_states.pt")
-    return file.with_name("zero")
-
-
-@pytest.mark.parametrize("form", ["file", "folder"])
-def test_stage_2_begins_from_stage_1_and_only_the_maps_part_is_new(stage_1, form: str) -> None:
+def test_stage_2_begins_from_stage_1_and_only_the_maps_part_is_new(stage_1) -> None:
     path, weights = stage_1
-    path = path if form == "file" else as_zero(path)
     fresh, model = small(trained="projector"), small(trained="projector", init_from=str(path))
     assert model.requirements() == [replace(model.requirements()[0], met=True)]
     new = set()

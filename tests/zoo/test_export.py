@@ -58,15 +58,7 @@ def test_the_weights_are_those_that_were_tested_also_where_they_lie_in_the_check
     assert main([str(run.path)]) == 0
     run.tested.unlink()
     assert main([str(run.path), "--output", str(tmp_path / "again")]) == 0
-    content = torch.load(run.best, weights_only=True)
-    run.best.unlink()
-    (run.best / "checkpoint").mkdir(parents=True)  # as ZeRO leaves it
-    (run.best / "COMPLETE").touch()
-    content |= {"module": content["state_dict"] | {"other": torch.ones(1)}, "weight_names": list(content["state_dict"])}
-    del content["state_dict"]
-    torch.save(content, run.best / "checkpoint" / "mp_rank_00_model_states.pt")
-    assert main([str(run.path), "--output", str(tmp_path / "zero")]) == 0
-    for folder in (run.path / "export", tmp_path / "again", tmp_path / "zero"):
+    for folder in (run.path / "export", tmp_path / "again"):
         torch.testing.assert_close(load_file(folder / "model.safetensors"), tested, rtol=0, atol=0)
         with safe_open(folder / "model.safetensors", "pt") as file:
             assert file.metadata() == told

@@ -65,20 +65,6 @@ def test_settings_are_the_runs_unless_given(toy, trained):
         zoo.load(trained, net={"width": 16})
 
 
-def test_a_zero_checkpoint_is_read(toy, trained):
-    """Its folder holds the weights under `module`, and names those that count."""
-    best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
-    run = toy / "run"
-    states = run / "checkpoints" / "best.ckpt" / "checkpoint" / "mp_rank_00_model_states.pt"
-    states.parent.mkdir(parents=True)
-    (run / "checkpoints" / "best.ckpt" / "COMPLETE").write_text("{}")
-    shutil.copy(trained / "config.yaml", run)
-    names = list(best["state_dict"])
-    module = best["state_dict"] | {"scale of a frozen weight": torch.zeros(1)}
-    torch.save({"module": module, "weight_names": names, "frozen_files": {}}, states)
-    assert same(weights(zoo.load(run)), weights(zoo.load(trained)))
-
-
 def test_names_of_the_registry(toy, trained, exported, monkeypatch):
     own = {"what": "toy", "licence": "x", "method": "toy", "recipe": "phantom"}
     entries = {"toy@authors": own | {"hub": "a/b", "place": "weights", "files": {"all.bin": {}}, "convert": "x:y"},

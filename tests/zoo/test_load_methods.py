@@ -76,12 +76,6 @@ def saved(model, place, form):
     if form == "ckpt":
         torch.save(content, place / "best.ckpt")
         return place / "best.ckpt"
-    if form == "folder":  # ZeRO's, with the frozen weights in it, and one more that is no weight
-        states = place / "best.ckpt" / "checkpoint" / "mp_rank_00_model_states.pt"
-        states.parent.mkdir(parents=True)
-        module = model.state_dict() | {"scale": torch.ones(1)}
-        torch.save(content | {"module": module, "weight_names": list(weights)}, states)
-        return place / "best.ckpt"
     save_file({name: value.contiguous() for name, value in weights.items()}, place / "model.safetensors", told)
     return place if form == "export" else place / "model.safetensors"
 
@@ -92,7 +86,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("build", [regionformer, reg2rg])
-@pytest.mark.parametrize("form", ["ckpt", "folder", "safetensors", "export"])
+@pytest.mark.parametrize("form", ["ckpt", "safetensors", "export"])
 def test_training_begins_where_a_run_ended(tmp_path, build, form):
     model = trained(build())
     place = saved(model, tmp_path, form)

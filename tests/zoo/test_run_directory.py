@@ -56,19 +56,6 @@ def test_auto_finds_the_newest_run_of_the_same_kind_with_a_whole_checkpoint(toy)
     assert checkpoint == new.last
 
 
-def test_a_checkpoint_that_is_a_folder_needs_its_marker(toy):
-    config = compose("toy", "phantom")
-    run = made(config)
-    run.last.mkdir(parents=True)
-    assert run.resumable() is None
-    previous = run.last.with_name("last.ckpt.previous")
-    previous.mkdir()
-    (previous / "COMPLETE").touch()
-    assert run.resumable() == previous
-    (run.last / "COMPLETE").touch()
-    assert run.resumable() == run.last
-
-
 def test_a_half_written_file_is_no_checkpoint(toy):
     run = made(compose("toy", "phantom"), "best")
     run.last.with_name("last.ckpt.partial").write_bytes(b"half")

@@ -141,16 +141,6 @@ def test_a_stage_whose_checkpoint_was_deleted_says_what_to_do(two):
     assert runs._never(second, {}, {}) == why
 
 
-def test_a_zero_checkpoint_is_given_as_the_folder_that_it_is(two):
-    first, second = two
-    checkpoint = first.folder / "one" / "checkpoints" / "best.ckpt"
-    checkpoint.unlink()
-    checkpoint.mkdir()
-    assert runs._beginning(second) is None  # not wholly written
-    (checkpoint / "COMPLETE").touch()
-    assert runs._beginning(second) == checkpoint
-
-
 def test_stages_of_one_seed_are_not_made_side_by_side(toy):
     stages = planned("stages", "out")
     assert runs.side_by_side(list(stages.values()), 9)[0] == 2

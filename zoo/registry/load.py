@@ -23,8 +23,8 @@ def load(name: str | Path, **settings: Any) -> ReportGenerator:
     """A trained model, ready to be fine-tuned or to report, in evaluation mode.
 
     Args:
-        name: A name of the registry, a run's folder, a checkpoint in one (a ZeRO checkpoint is a folder), an exported
-            folder, or a `.safetensors` file that the project wrote.
+        name: A name of the registry, a run's folder, a checkpoint in one, an exported folder, or a
+            `.safetensors` file that the project wrote.
         settings: Of the model, in place of those that it was trained with, e.g. `llm="/weights/llama"`.
 
     Raises:
@@ -101,7 +101,7 @@ def build_model(config: Config) -> ReportGenerator:
 
 
 def load_checkpoint(model: ReportGenerator, path: Path) -> None:
-    """Puts a checkpoint's weights into a built model; a ZeRO checkpoint is a folder.
+    """Puts a checkpoint's weights into a built model.
 
     Raises:
         DataFault: It cannot be read, or is of another model.
