@@ -45,10 +45,10 @@ def fit(*arguments, ranks=1, patch=None):
     processes = [fork.Process(target=body, args=(rank,)) for rank in range(ranks)]
     for process in processes:
         process.start()
-    while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
+    while all(process.exitcode in (None, 0) for process in processes) and any(p.is_alive() for p in processes):
         time.sleep(0.05)
+    first = next((process.exitcode for process in processes if process.exitcode), 0)
     for process in processes:
         process.kill()
         process.join()
-    failed = [process.exitcode for process in processes if process.exitcode]
-    return failed[0] if failed else 0
+    return first

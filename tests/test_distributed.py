@@ -14,7 +14,7 @@ from zoo.config import compose
 from zoo.run_directory import RunDirectory
 
 # Two epochs of two steps, each of four micro-batches; three batches of evaluation, which two processes cannot halve.
-FIT = ("data.phantom=8", "data.limit=8", "data.global_batch_size=4", "data.micro_batch_size=1",
+FIT = ("data.phantom=12", "data.limit=8", "data.global_batch_size=4", "data.micro_batch_size=1",
        "data.eval_batch_size=3", "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1",
        "trainer.gradient_clip_val=0.5", "run.checkpoint_every=1", "run.evaluate=last",
        "metrics.every_n_epochs=2")  # fmt: skip

@@ -15,7 +15,6 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from lightning.pytorch.strategies.ddp import DDPStrategy
-from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import Tensor
 
 from zoo.config import ZERO
@@ -85,6 +84,24 @@ class ZeroStrategy(DeepSpeedStrategy):
         config: Any = self.config
         config["zero_optimization"] |= {"allgather_bucket_size": bucket, "reduce_bucket_size": bucket}
         super()._initialize_deepspeed_train(model)
+
+    def _initialize_deepspeed_inference(self, model: torch.nn.Module) -> None:
+        """Needs no engine, for every process holds all weights.
+
+        Lightning would give it one, and before that take every hook off the model: those too with which transformers
+        collects hidden states, so that a model that has been trained could not be tested.
+        """
+        precision: Any = self.precision_plugin
+        self.model = model.to(precision._desired_dtype)
+
+    def teardown(self) -> None:
+        """Takes off what the engine of the training put on the model, which may be tested next."""
+        from deepspeed import DeepSpeedEngine
+
+        if isinstance(self.model, DeepSpeedEngine):
+            self.model.module_forward_pre_hook.remove()
+            self.model.module_forward_post_hook.remove()
+        super().teardown()
 
     # A checkpoint is the one file that it is under every other strategy, not DeepSpeed's folder of shares: any number
     # of processes, and any strategy, goes on from it, and nothing is unpickled.
@@ -194,20 +211,11 @@ class CpuZeroStrategy(ZeroStrategy):
         self._init_deepspeed_distributed()
 
     def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        return self._initialize(model, self.config, trained, optimizer, lr_scheduler)
-
-    def _initialize_deepspeed_inference(self, model: torch.nn.Module) -> None:
-        config: Any = self.config
-        precision = {key: config[key] for key in ("fp16", "bf16") if key in config}
-        remove_module_hooks(model)
-        self.model, _ = self._initialize(model, {"train_micro_batch_size_per_gpu": 1, **precision}, [], None, None)
-
-    def _initialize(self, model: Any, config: Any, weights: list, optimizer: Any, scheduler: Any) -> tuple[Any, Any]:
         import deepspeed
 
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
         engine, wrapped, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.local_rank), config=config, model=model, model_parameters=weights,
-            optimizer=optimizer, lr_scheduler=scheduler, dist_init_required=False,
+            args=argparse.Namespace(device_rank=self.local_rank), config=self.config, model=model,
+            model_parameters=trained, optimizer=optimizer, lr_scheduler=lr_scheduler, dist_init_required=False,
         )  # fmt: skip
         return engine, wrapped
