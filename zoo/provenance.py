@@ -50,6 +50,7 @@ class Provenance(Callback):
             "versions": versions(),
             "git": git_state(),
             "devices": device_names(trainer),
+            "threads": torch.get_num_threads(),  # sums of floats depend on how many share them
             "earlier_seconds": before.get("earlier_seconds", 0.0) + before.get("wall_seconds", 0.0),
         }
         self._write()

@@ -432,6 +432,12 @@ def test_the_readmes_table_is_generated(tmp_path: Path) -> None:
     ]
     assert not update_readme(path, phantom_rows())
     assert path.read_text() == text
+    path.write_text(text.replace("leaderboard:phantom", "leaderboard:phantom/run2"))  # one submission alone
+    assert update_readme(path, phantom_rows())
+    assert [line for line in path.read_text().splitlines() if line.startswith("|")][::2] == [
+        "|  | Other |",
+        "| BLEU-4 | 0.100 [0.050, 0.150] |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 <!-- leaderboard:phantom -->
 <!-- /leaderboard -->
+
+`phantom/NAME` shows one submission's table alone.
 """
 
 from __future__ import annotations
@@ -48,13 +50,18 @@ def update_readme(path: Path, rows: Sequence[Row], check: bool = False) -> bool:
             f"{path}: needs <!-- leaderboard:NAME --> on a line and <!-- /leaderboard --> behind it, "
             f"NAME being {' or '.join(TABLES)}"
         )
-    unknown = [block[2] for block in blocks if block[2] not in TABLES]
+    unknown = [block[2] for block in blocks if block[2].partition("/")[0] not in TABLES]
     if unknown:
         raise UsageError(f"{path}: there is no table {unknown[0]!r}; there is {', '.join(TABLES)}")
-    new = _BLOCK.sub(lambda block: block[1] + TABLES[block[2]](rows) + block[4], text)
+    new = _BLOCK.sub(lambda block: block[1] + _named(block[2], rows) + block[4], text)
     if new != text and not check:
         atomic_write(path, new)
     return new != text
+
+
+def _named(name: str, rows: Sequence[Row]) -> str:
+    table, _, submission = name.partition("/")
+    return TABLES[table]([row for row in rows if not submission or row.paper == submission])
 
 
 def phantom_table(rows: Sequence[Row]) -> str:
