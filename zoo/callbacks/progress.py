@@ -28,12 +28,16 @@ class ProgressLines(ProgressBar):
         self.seconds = seconds
         self._enabled = True
         self._begun = self._said = 0.0
+        self._before: int | None = None  # batches of an epoch that a resumed run had behind it
 
     def disable(self) -> None:
         """Called by Lightning on all processes but the first."""
         self._enabled = False
 
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, *_: Any) -> None:
+        self._begin()  # a run that is resumed within an epoch does not start it
+
+    def on_train_epoch_start(self, *_: Any) -> None:
         self._begin()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *batch: Any) -> None:
@@ -61,11 +65,13 @@ class ProgressLines(ProgressBar):
 
     def _begin(self) -> None:
         self._begun = self._said = time.monotonic()
+        self._before = None
 
     def _say(self, what: str, done: int, total: int, more: str = "") -> None:
         now = time.monotonic()
+        self._before = done - 1 if self._before is None else self._before
         if not self._enabled or (done < total and now - self._said < self.seconds):
             return
         self._said = now
-        left = timedelta(seconds=round((now - self._begun) / done * (total - done)))
+        left = timedelta(seconds=round((now - self._begun) / (done - self._before) * (total - done)))
         print(f"{what}: {done}/{total}, {left} left{', ' if more else ''}{more}", flush=True)
