@@ -96,6 +96,8 @@ def export(place: Path, output: Path) -> Path:
         brought = _brought(frozen, model.state_dict().keys() - weights.keys() - json.loads(told["tied"]).keys())
         card = model_card(Exported(folder, public, recipe, to_give, brought, needs, metrics, provenance))
         (folder / "README.md").write_text(card, encoding="utf-8")
+        for file in folder.rglob("*.safetensors"):  # which its library writes for nobody else to read
+            file.chmod((folder / "README.md").stat().st_mode)
     return output
 
 

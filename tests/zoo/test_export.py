@@ -49,6 +49,9 @@ def test_a_run_becomes_a_folder_with_a_card_that_the_hub_reads(run, capsys):
     ):
         assert said in card.text, said
     assert json.loads((folder / "metrics.json").read_text())["metrics"] == figures["metrics"]
+    assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {
+        folder.parent.joinpath("config.yaml").stat().st_mode
+    }
 
 
 def test_the_weights_are_those_that_were_tested_also_where_they_lie_in_the_checkpoint_alone(run, tmp_path):
