@@ -9,6 +9,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,12 +23,15 @@ from zoo.config import ZERO
 # Most elements in one communication bucket. The authors' 1e9 reserves 1.86 GiB and ran out of memory on their 24 GB
 # cards; all of Reg2RG's 5.3e7 trainable weights nearly fit into one of these.
 BUCKET = 50_000_000
+# How long processes wait for the first, which alone scores the reports: half an hour, the default, is soon over where
+# a metric is a network. A process that died is noticed by what started it, not by this.
+WAIT = timedelta(hours=6)
 
 
-def build_strategy(name: str, cpu: bool) -> str | Strategy:
+def build_strategy(name: str, cpu: bool, processes: int = 1) -> str | Strategy:
     """The strategy called `name` (`trainer.strategy`) on GPUs or on CPU processes."""
-    if name == "ddp":
-        return DDPStrategy(find_unused_parameters=False, process_group_backend="gloo" if cpu else None)
+    if name == "ddp" or (name == "auto" and processes > 1):
+        return DDPStrategy(find_unused_parameters=False, process_group_backend="gloo" if cpu else None, timeout=WAIT)
     if name in ZERO:
         offload = name == "zero2_offload"
         return CpuZeroStrategy(offload) if cpu else ZeroStrategy(offload)
@@ -49,7 +53,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def __init__(self, offload: bool = False, **options: Any) -> None:
         super().__init__(
             stage=2, overlap_comm=True, contiguous_gradients=True, offload_optimizer=offload, pin_memory=offload,
-            logging_level=logging.ERROR, **options,
+            timeout=WAIT, logging_level=logging.ERROR, **options,
         )  # fmt: skip
         self.offload = offload
         if offload:

@@ -114,7 +114,7 @@ def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) 
         own.append(Untrained(metrics, provenance))
     if settings["enable_progress_bar"] is not False:
         own.append(progress_bar())
-    settings["strategy"] = build_strategy(settings["strategy"], on_cpu(config))
+    settings["strategy"] = build_strategy(settings["strategy"], on_cpu(config), batch.devices * batch.nodes)
     loggers = build_loggers(str(run.path), **config.values["log"])
     try:
         return L.Trainer(

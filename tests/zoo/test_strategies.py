@@ -6,6 +6,7 @@ import signal
 
 import pytest
 import torch
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from torch.nn.functional import mse_loss
 
 import zoo.trainer
@@ -28,8 +29,8 @@ def forked(monkeypatch):
     # Imported once, before the fork: it compiles, which takes longer than all the rest.
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
 
-    def build(name, cpu):
-        strategy = build_strategy(name, cpu)
+    def build(*settings):
+        strategy = build_strategy(*settings)
         if not isinstance(strategy, str):
             strategy._start_method = "fork"
         return strategy
@@ -125,6 +126,12 @@ def test_weights_may_be_left_out_of_some_batches_offloaded_too(toy, forked):
         assert fit(*TWO, f"trainer.strategy={strategy}", patch=(ToyGenerator, "loss", loss)) == 0
         rows.append(losses(toy))
     assert rows[1] == pytest.approx(rows[0], abs=1e-6)
+
+
+def test_processes_wait_for_the_one_that_scores():
+    assert build_strategy("auto", True) == "auto"
+    for strategy in (build_strategy("auto", True, 2), build_strategy("ddp", False), ZeroStrategy()):
+        assert strategy._timeout > default_pg_timeout
 
 
 def test_what_deepspeed_is_told_of_offloading(forked):
