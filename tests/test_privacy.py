@@ -1,6 +1,7 @@
 """No way out of the machine, and a patient's text and name only where SECURITY.md says, of every command and method."""
 
 import gzip
+import os
 import re
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import wandb
 
 from datamodules.candid_ptx_tables import read_films
 from datamodules.padchest_gr_tables import read_entries
@@ -89,7 +91,9 @@ def watched(tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path / name))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    wandb.teardown()  # else the next tests' runs would be written by the process of this one's, …
+    os.environ.pop("WANDB_MODE", None)  # … and offline, which Lightning notes here
 
 
 def loose_files(data) -> list[str]:
