@@ -1,13 +1,16 @@
 """Nothing that is read can run code or write elsewhere: what the sources call, and the archive that they unpack."""
 
 import ast
+import importlib.util
 import io
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from datamodules.study import DataFault
+from zoo import command
 from zoo.metrics import radgraph
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +86,17 @@ def sources() -> dict[str, str]:
 
 def test_no_file_of_the_zoo_runs_what_it_reads() -> None:
     assert not {name: found for name, source in sources().items() if (found := dangers(source))}
+
+
+def test_no_command_imports_what_fetches_code_from_the_hub(tmp_path, monkeypatch) -> None:
+    (tmp_path / "kernels.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    assert importlib.util.find_spec("kernels")
+    assert command.run(lambda: None) == 0
+    assert importlib.util.find_spec("kernels") is None  # as transformers asks
+    with pytest.raises(ImportError):
+        importlib.import_module("kernels")
 
 
 def test_only_downloads_reach_other_machines() -> None:

@@ -167,6 +167,8 @@ def run(body: Callable[[], None], again: str = "") -> int:
         again: How it goes on after it was stopped; `RESUME` where it trains.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the hub's client is imported
+    # Where it is installed, bitsandbytes and transformers fetch code from the hub by it, and run that.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     try:
         with _ended_by_sigterm():
             body()

@@ -183,6 +183,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning", "deepspeed", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advises to install what `zoo.command.run` shuts out
 
 
 def seed_everything(seed: int) -> None:
