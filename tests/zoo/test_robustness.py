@@ -100,15 +100,16 @@ def test_a_number_that_one_process_lacks_ends_all(toy, forked, capfd, strategy, 
     assert steps_of(toy) == [1]
 
 
-def test_sigterm_ends_a_run_after_a_step_and_loses_none(toy, capfd):
+@pytest.mark.parametrize(("call", "step"), [(9, 5), (11, 6)])  # within an epoch; before the validation at its end
+def test_sigterm_ends_a_run_after_a_step_and_loses_none(toy, capfd, call, step):
     assert fit(*STEPS) == 0
     whole = rows(toy)
     (toy / "runs").rename(toy / "whole")
     capfd.readouterr()
-    ended = at_call(9, lambda module, batch, loss: os.kill(os.getpid(), signal.SIGTERM) or loss)
+    ended = at_call(call, lambda module, batch, loss: os.kill(os.getpid(), signal.SIGTERM) or loss)
     assert fit(*STEPS, patch=ended) == 143
     assert capfd.readouterr().err.splitlines() == ["stopped by SIGTERM; go on with --resume auto"]
-    assert last(toy)["global_step"] == 5
+    assert last(toy)["global_step"] == step
     assert fit(*STEPS, "--resume", "auto") == 0
     assert rows(toy) == whole
 
