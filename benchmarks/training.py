@@ -49,16 +49,7 @@ from zoo.config import Config
 from zoo.environment import git_state, versions
 from zoo.run_directory import atomic_write
 from zoo.strategies import build_strategy
-from zoo.trainer import (
-    EffectiveBatch,
-    data_needs,
-    device_needs,
-    effective_batch,
-    on_cpu,
-    quiet,
-    require,
-    seed_everything,
-)
+from zoo.trainer import EffectiveBatch, effective_batch, model_and_data, on_cpu, quiet
 
 RESULTS = Path(__file__).parent / "results"
 PATIENTS = 4  # are drawn; a larger micro-batch has them more than once
@@ -191,20 +182,16 @@ class Clock(L.Callback):
 def measure(config: Config, steps: int) -> dict[str, Any] | None:
     """Trains for `steps` steps after the first ones; `None` in all processes but the first."""
     batch = effective_batch(config)
-    processes.check(batch.devices, batch.nodes)
-    seed_everything(config.values["run"]["seed"])
-    model, data = config.build("model"), config.build("data")
-    require(data_needs(data), DataFault)
-    require([*model.requirements(), *device_needs(config)], command.EnvironmentFault)
+    model, data = model_and_data(config)
     command.say(f"preparing {batch.micro} studies")
-    given = micro_batch(model, data)
+    given = micro_batch(data)
     cost = counted(config, given) if processes.rank() == 0 else None
     clock = Clock()
     shown = config.values["trainer"]["enable_progress_bar"] is not False
     callbacks: list[L.Callback] = [clock, progress_bar()] if shown else [clock]
     settings = config.values["trainer"] | {
         "max_steps": -1, "max_epochs": 1, "limit_train_batches": 1.0, "limit_val_batches": 0,
-        "strategy": build_strategy(config.values["trainer"]["strategy"], on_cpu(config)),
+        "strategy": build_strategy(config.values["trainer"]["strategy"], on_cpu(config), batch.devices * batch.nodes),
     }  # fmt: skip
     trainer = L.Trainer(
         **settings, accumulate_grad_batches=batch.accumulation, callbacks=callbacks,
@@ -222,9 +209,9 @@ def measure(config: Config, steps: int) -> dict[str, Any] | None:
     return found | {"mfu": {"value": share, "note": note}}
 
 
-def micro_batch(model: Any, data: Any) -> dict[str, Any]:
+def micro_batch(data: Any) -> dict[str, Any]:
     """What one device is given at a time: the first studies, again from the first where there are too few."""
-    source = model.preprocessor()
+    source = data.preprocessor
     if data.phantom:
         data.draw_phantom(data.phantom, 1)
     studies, rng = data.studies("train"), random.Random(0)

@@ -70,27 +70,13 @@ def fit(arguments: argparse.Namespace) -> None:
 
 
 def _fit(config: Config, resume: str | None) -> None:
-    from datamodules.study import DataFault
     from zoo.run_directory import RunDirectory
-    from zoo.trainer import (
-        build_trainer,
-        data_needs,
-        device_needs,
-        effective_batch,
-        require,
-        seed_everything,
-    )
+    from zoo.trainer import build_trainer, effective_batch, model_and_data
 
-    batch = effective_batch(config)
-    processes.check(batch.devices, batch.nodes)
-    seed_everything(config.values["run"]["seed"])
-    model, data = config.build("model"), config.build("data")
-    require(data_needs(data), DataFault)
-    require([*model.requirements(), *device_needs(config)], command.EnvironmentFault)
-    data.preprocessor = model.preprocessor()
+    model, data = model_and_data(config)
     folder, checkpoint = processes.agreed(lambda: _begin(config, resume))
     run = RunDirectory(Path(folder))
-    command.say(f"run folder {run.path}; effective batch {batch}")
+    command.say(f"run folder {run.path}; effective batch {effective_batch(config)}")
     trainer = build_trainer(config, run, [config.build("metrics")])
     with processes.ending_together(trainer):
         if config.untrained:

@@ -28,8 +28,8 @@ BUCKET = 50_000_000
 WAIT = timedelta(hours=6)
 
 
-def build_strategy(name: str, cpu: bool, processes: int = 1) -> str | Strategy:
-    """The strategy called `name` (`trainer.strategy`) on GPUs or on CPU processes."""
+def build_strategy(name: str, cpu: bool, processes: int) -> str | Strategy:
+    """The strategy called `name` (`trainer.strategy`) on so many GPUs or CPU processes."""
     if name == "ddp" or (name == "auto" and processes > 1):
         return DDPStrategy(find_unused_parameters=False, process_group_backend="gloo" if cpu else None, timeout=WAIT)
     if name in ZERO:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.report_datamodule import ReportDataModule
+from datamodules.study import DataFault
 from lit_modules.report_generator import Requirement
 from zoo import processes
 from zoo.callbacks.batch_counts import BatchCounts
@@ -92,6 +93,23 @@ def device_count(config: Config) -> int:
     if not isinstance(count, int) or count < 1:
         raise UsageError(f"trainer.devices={devices!r}: give a number, a list such as [0,1], or auto")
     return count
+
+
+def model_and_data(config: Config) -> tuple[Any, ReportDataModule]:
+    """A run's method, its networks not yet built, and its data, seeded, once nothing is missing that they need.
+
+    Raises:
+        UsageError: The processes that were started are not those of the settings, or a setting is wrong.
+        DataFault, EnvironmentFault: What is missing, and what to do about it.
+    """
+    batch = effective_batch(config)
+    processes.check(batch.devices, batch.nodes)
+    seed_everything(config.values["run"]["seed"])
+    model, data = config.build("model"), config.build("data")
+    require(data_needs(data), DataFault)
+    require([*model.requirements(), *device_needs(config)], EnvironmentFault)
+    data.preprocessor = model.preprocessor()
+    return model, data
 
 
 def build_trainer(config: Config, run: RunDirectory, callbacks: list[Callback]) -> L.Trainer:
